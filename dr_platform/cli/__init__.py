@@ -1,0 +1,1 @@
+"""drp: commands parse, call the library, print. Results on stdout, talk on stderr."""

@@ -1,0 +1,151 @@
+"""drp models: what is registered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dr_platform.cli.console import Console
+
+if TYPE_CHECKING:
+    from dr_platform.records import EvalReport
+    from dr_platform.tracking import ModelVersion
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Registered models, their reports and lineage.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Reference = Annotated[str, typer.Argument(help="NAME/VERSION, or NAME for its champion.")]
+
+
+@app.command("list")
+def list_models(
+    name: Annotated[str | None, typer.Argument(help="Only this registered model.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List registered models, newest version first.
+
+    Examples:
+      drp models list
+      drp models list fundus-dr1-stylegan3 --json
+    """
+    from dr_platform.cli.tables import plain_table
+    from dr_platform.errors import RegistryError
+    from dr_platform.road import Project
+
+    console, tracker = Console(), Project.here().tracker()
+    known = tracker.models()
+    if name is not None and name not in known:
+        raise RegistryError(f"There is no model {name} in the registry; there: {', '.join(known) or 'none'}.")
+    versions = [version for model in ([name] if name else known) for version in tracker.versions(model)]
+    if as_json:
+        console.json([_plain(version) for version in versions])
+        return
+    table = plain_table("model", ">version", "alias", "registered", "visibility", "parent", "metrics")
+    for version in versions:
+        metrics = sorted((key.removeprefix("metric."), value) for key, value in version.tags.items() if _is_value(key))
+        table.add_row(
+            version.model,
+            str(version.number),
+            ", ".join(version.aliases) or "–",
+            f"{version.created:%Y-%m-%d %H:%M}",
+            version.tags.get("visibility", "–"),
+            version.tags.get("parent", "–"),
+            "  ".join(f"{key} {value}" for key, value in metrics),
+        )
+    console.show(table)
+    if not versions:
+        console.say("None yet. Run: dvc repro register")
+
+
+@app.command()
+def show(model: Reference, as_json: Json = False) -> None:
+    """A version's report and lineage.
+
+    Examples:
+      drp models show fundus-dr1-stylegan3
+      drp models show fundus-dr1-stylegan3/2 --json
+    """
+    from dr_platform.cli.tables import metric_table, plain_table
+
+    console = Console()
+    version, report = _look_up(model)
+    if as_json:
+        console.json({**_plain(version), "report": report.model_dump(mode="json")})
+        return
+    console.result(
+        f"{version.model} version {version.number}" + (f" ({', '.join(version.aliases)})" if version.aliases else "")
+    )
+    console.result(
+        f"{report.resolution} px, grade {report.grade}, {report.images_seen:,} images seen, {report.reference}"
+    )
+    console.show(metric_table(report))
+    table = plain_table("lineage", "")
+    for key, value in sorted(version.tags.items()):
+        if not key.startswith("metric."):
+            table.add_row(key, value)
+    console.show(table)
+
+
+@app.command()
+def compare(first: Reference, second: Reference, as_json: Json = False) -> None:
+    """Two versions' metrics side by side; numbers of different extractors or counts are not compared.
+
+    Example:
+      drp models compare fundus-dr1-stylegan3/1 fundus-dr1-stylegan3/2
+    """
+    from dr_platform.cli.tables import plain_table
+    from dr_platform.errors import EvaluationError
+    from dr_platform.evaluation.evaluate import compare as compare_metric
+
+    console = Console()
+    (one, report_one), (two, report_two) = _look_up(first), _look_up(second)
+    rows = []
+    for metric in report_one.metrics:
+        stem = metric.name.partition("__")[0]
+        other = report_two.metric(stem)
+        row: dict[str, object] = {
+            "metric": metric.name,
+            "first": metric.value,
+            "second": other.value if other else None,
+        }
+        try:
+            compare_metric(report_one, report_two, stem)
+            row["difference"] = other.value - metric.value if other else None
+            row["note"] = ""
+        except EvaluationError as error:
+            row["difference"], row["note"] = None, str(error)
+        rows.append(row)
+    if as_json:
+        console.json({"first": f"{one.model}/{one.number}", "second": f"{two.model}/{two.number}", "metrics": rows})
+        return
+    table = plain_table("metric", f">{one.model}/{one.number}", f">{two.model}/{two.number}", ">difference", "note")
+    for row in rows:
+        numbers = [f"{row[key]:.4g}" if row[key] is not None else "–" for key in ("first", "second", "difference")]
+        table.add_row(str(row["metric"]), *numbers, str(row["note"]))
+    console.show(table)
+
+
+def _look_up(reference: str) -> tuple[ModelVersion, EvalReport]:
+    from dr_platform.road import Project
+
+    tracker = Project.here().tracker()
+    name, _, wanted = reference.rpartition("/") if "/" in reference else (reference, "", "champion")
+    number = tracker.resolve(name, wanted)
+    return tracker.version(name, number), tracker.report_of(name, number)
+
+
+def _is_value(tag: str) -> bool:
+    """Whether a tag is a metric's value, rather than its n or extractor."""
+    return tag.startswith("metric.") and tag.count(".") == 1
+
+
+def _plain(version: ModelVersion) -> dict[str, object]:
+    return {
+        "model": version.model,
+        "version": version.number,
+        "aliases": list(version.aliases),
+        "created": version.created.isoformat(),
+        "run_id": version.run_id,
+        "tags": version.tags,
+    }

@@ -1,0 +1,41 @@
+"""Records as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dr_platform.records import EvalReport, Metric
+
+
+def plain_table(*columns: str, title: str | None = None) -> Table:
+    """A table with a rule under its head and nothing else; a column whose name starts with > is right-aligned."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return table
+
+
+def metric_table(report: EvalReport) -> Table:
+    """A report: one row per metric with value, spread, counts, extractor and seed."""
+    table = plain_table("metric", ">value", ">± 1 SE", ">n fake", ">n real", "extractor", ">seed")
+    for metric in report.metrics:
+        table.add_row(*metric_cells(metric))
+    return table
+
+
+def metric_cells(metric: Metric) -> Sequence[str]:
+    """The cells of a metric's row, in the order of `metric_table`."""
+    return (
+        metric.name,
+        f"{metric.value:.4g}",
+        f"{metric.spread:.2g}" if metric.spread is not None else "–",
+        str(metric.n_fake),
+        str(metric.n_real) if metric.n_real is not None else "–",
+        metric.extractor.name if metric.extractor else "–",
+        str(metric.seed),
+    )

@@ -1,0 +1,306 @@
+"""Training on Ray: the only module that imports it.
+
+Ray Train starts the workers, forms their process group and restarts them after a crash. It does not keep checkpoints:
+its own index is written in place and can lose two of them, so the truth is checkpoint.py's commit protocol in the run
+directory, which every worker sees, and a restarted worker group finds the newest committed one itself.
+
+The driver follows the run directory (`ticks.jsonl`, `progress.json`) instead of Ray's log stream: the file is there
+after a crash, and holds each tick once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+# Read by Ray when it is imported: no usage statistics, a quick look at the workers' health, readable logs. The last
+# three are for glibc in the workers: it would map every large tensor afresh, and the page faults cost half of G's time.
+for _name, _value in {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+import ray.train  # noqa: E402
+import torch  # noqa: E402
+from ray.train.torch import TorchTrainer, get_device  # noqa: E402
+
+from dr_platform import checkpoint, errors, files  # noqa: E402
+from dr_platform.config import SiteConfig  # noqa: E402
+from dr_platform.errors import ClusterError, DrpError, TrainingError  # noqa: E402
+from dr_platform.records import Tick  # noqa: E402
+from dr_platform.training import loop  # noqa: E402
+from dr_platform.training.group import Group  # noqa: E402
+from dr_platform.training.plan import TrainPlan  # noqa: E402
+from dr_platform.training.report import Progress, read_progress, read_ticks  # noqa: E402
+from dr_platform.training.worker import work  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = "lock"
+FAILURE_FILE = "failure.json"
+RAY_DIRECTORY = "ray"
+_OBJECT_STORE_BYTES = 200 * 2**20
+_POLL_SECONDS = 0.5
+_CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a training runs on: processes, and whether each has a GPU."""
+
+    workers: int
+    use_gpu: bool
+
+
+@dataclass
+class Listener:
+    """Who hears of a training while it runs, in the driver's process."""
+
+    on_tick: Callable[[Tick], None] = lambda _: None
+    on_progress: Callable[[Progress], None] = lambda _: None
+
+
+def resources(site: SiteConfig) -> Resources:
+    """The processes and GPUs that `site` asks for; `auto` takes every GPU there is, else two processes on the CPU."""
+    gpus = torch.cuda.device_count()
+    use_gpu = gpus > 0 if site.use_gpu == "auto" else site.use_gpu
+    if use_gpu and gpus == 0 and site.ray_address == "local":
+        raise ClusterError("site.use_gpu is true, but this machine has no CUDA device. Set it to auto or false.")
+    if site.workers != "auto":
+        return Resources(workers=site.workers, use_gpu=use_gpu)
+    return Resources(workers=max(1, gpus) if use_gpu else min(2, os.cpu_count() or 1), use_gpu=use_gpu)
+
+
+@contextmanager
+def connected(site: SiteConfig, *, sweep_slots: int = 0) -> Iterator[None]:
+    """A Ray session for the block: a private local one, or a connection to the cluster at `site.ray_address`.
+
+    sweep_slots: how many trials may run at a time; a local session then has room for the workers of all of them.
+    Raises ClusterError if the address does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.umask(0o077)  # Ray's logs and spill files are for this user alone
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if site.ray_address == "local":
+        # A token of this session's own: nothing is written to the home directory, and no stranger can join.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        needed = resources(site).workers * max(1, sweep_slots)
+        options |= {
+            "address": "local",
+            "num_cpus": max(needed, os.cpu_count() or 1),
+            "include_dashboard": sweep_slots > 0,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "resources": {"sweep_slot": sweep_slots} if sweep_slots else None,
+        }
+    else:
+        _probe(site.ray_address)
+        options["address"] = site.ray_address
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
+        raise ClusterError(
+            f"Ray at {site.ray_address} cannot be used: {_one_line(error)}. Correct site.ray_address, or use local."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def fit(plan: TrainPlan, site: SiteConfig, listener: Listener | None = None) -> Path:
+    """Run the planned training on Ray and return the directory of its final checkpoint.
+
+    A finished run is returned at once; an interrupted one continues. Raises TrainingError if another process trains in
+    the same run directory or the training was stopped by SIGTERM or SIGINT (after a checkpoint), ClusterError if the
+    workers failed more often than `site.max_failures`, and whatever DrpError a worker raised.
+    """
+    listener = listener or Listener()
+    with _locked(plan.run_directory):
+        finished = finished_checkpoint(plan.run_directory)
+        if finished is not None:
+            for tick in read_ticks(plan.run_directory):
+                listener.on_tick(tick)
+            return finished
+        for stale in (loop.STOP_FILE, FAILURE_FILE):
+            (plan.run_directory / stale).unlink(missing_ok=True)
+        with connected(site):
+            _run_workers(plan, site, listener)
+        _raise_failure(plan.run_directory)
+        finished = finished_checkpoint(plan.run_directory)
+        if finished is None:
+            raise TrainingError(f"{plan.run} was stopped and has a checkpoint. Run the same command to continue.")
+        return finished
+
+
+def finished_checkpoint(run_directory: Path) -> Path | None:
+    """The final checkpoint of a run that has reached its length, or None."""
+    newest = checkpoint.newest(run_directory / loop.CHECKPOINTS)
+    if newest is not None and checkpoint.verify(newest).complete:
+        return newest
+    return None
+
+
+def _worker(spec: dict[str, Any]) -> None:
+    """What Ray runs in each worker. A failure the user can mend is left in a file: Ray would retry it."""
+    plan: TrainPlan = spec["plan"]
+    group = Group.current(get_device())
+    try:
+        work(plan, group)
+    except DrpError as error:
+        if group.is_first:
+            content = {"type": type(error).__name__, "message": str(error)}
+            files.write_json(plan.run_directory / FAILURE_FILE, content)
+
+
+def _run_workers(plan: TrainPlan, site: SiteConfig, listener: Listener) -> None:
+    """Fit in a thread, so that this one can follow the run and hear signals."""
+    wanted = resources(site)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"plan": plan},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=wanted.workers,
+            use_gpu=wanted.use_gpu,
+            resources_per_worker={"GPU": 1} if wanted.use_gpu else {"CPU": 1},
+        ),
+        run_config=ray.train.RunConfig(
+            name=plan.run,
+            storage_path=str((plan.run_directory / RAY_DIRECTORY).absolute()),
+            failure_config=ray.train.FailureConfig(max_failures=site.max_failures),
+        ),
+    )
+    raised: list[BaseException] = []
+
+    def fit_in_thread() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=fit_in_thread, name="ray-train", daemon=True)
+    with _signals_ask_to_stop(plan.run_directory):
+        thread.start()
+        told = 0
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            told = _tell(plan.run_directory, listener, told)
+    _tell(plan.run_directory, listener, told)
+    if raised:
+        raise _readable(plan, site, raised[0]) from raised[0]
+
+
+def _tell(run_directory: Path, listener: Listener, told: int) -> int:
+    """Pass on the ticks past `told` images, then the progress; returns the new `told`."""
+    for tick in read_ticks(run_directory):
+        if tick.images_seen > told:
+            listener.on_tick(tick)
+            told = tick.images_seen
+    progress = read_progress(run_directory)
+    if progress is not None:
+        listener.on_progress(progress)
+    return told
+
+
+def _readable(plan: TrainPlan, site: SiteConfig, error: BaseException) -> DrpError:
+    failures = getattr(error, "worker_failures", None) or {}
+    cause = next(iter(failures.values()), error)
+    logger.debug("The workers of %s failed", plan.run, exc_info=error)
+    return ClusterError(
+        f"The workers of {plan.run} failed more than {site.max_failures} times (site.max_failures); the last time: "
+        f"{_one_line(cause)}. Ray's logs are under {plan.run_directory / RAY_DIRECTORY}."
+    )
+
+
+def _raise_failure(run_directory: Path) -> None:
+    path = run_directory / FAILURE_FILE
+    if path.is_file():
+        failure = json.loads(path.read_text(encoding="utf-8"))
+        path.unlink()
+        raise getattr(errors, failure["type"], DrpError)(failure["message"])
+
+
+@contextmanager
+def _locked(run_directory: Path) -> Iterator[None]:
+    """Hold the run directory against a second training; the lock dies with the process."""
+    run_directory.mkdir(parents=True, exist_ok=True)
+    with open(run_directory / LOCK_FILE, "a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise TrainingError(
+                f"{holder} is already training in {run_directory}. Wait for it, or stop it with SIGTERM."
+            ) from None
+        stream.truncate(0)
+        stream.write(f"Process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        yield
+
+
+@contextmanager
+def _signals_ask_to_stop(run_directory: Path) -> Iterator[None]:
+    """SIGTERM and SIGINT ask the workers to commit a checkpoint and end; outside the main thread nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        logger.warning("%s: committing a checkpoint, then stopping", signal.Signals(number).name)
+        (run_directory / loop.STOP_FILE).touch()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _probe(address: str) -> None:
+    """Refuse an address nobody listens at within seconds; Ray itself would wait for minutes."""
+    if address == "auto" or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"site.ray_address is {address!r}. Use local, auto, or HOST:PORT of a Ray head.")
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    try:
+        socket.create_connection((host, int(port)), timeout=deadline - time.monotonic()).close()
+    except OSError as error:
+        raise ClusterError(
+            f"No Ray head answers at {address} ({error}). Start one with `ray start --head`, or set site.ray_address "
+            "to local."
+        ) from None
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

@@ -1,0 +1,258 @@
+"""params.yaml as frozen types: one class per section, one section per stage, every field with a sentence.
+
+What changes a result (resolution, batch, gamma, seed) is a DVC parameter. Where a result is made (workers, Ray address,
+tracking server) is the section `site`, which no stage lists; a file named in DRP_SITE is laid over it, so that a laptop
+and a cluster differ by that one file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dr_platform.errors import ConfigError
+
+PARAMS_FILE = "params.yaml"
+SITE_VARIABLE = "DRP_SITE"
+
+Grade = Annotated[int, Field(ge=0, le=4)]
+Visibility = Literal["public", "proprietary"]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PhantomConfig(Section):
+    """Synthetic fundus photographs that stand in for raw images on a machine without any."""
+
+    visibilities: list[Visibility] = Field(description="Which collections to draw; [] draws none.")
+    images: dict[Visibility, PositiveInt] = Field(description="Photographs per collection.")
+    size: int = Field(ge=16, le=4096, description="Side of a photograph, pixels.")
+    grade_weights: list[Annotated[float, Field(ge=0)]] = Field(
+        min_length=5, max_length=5, description="Relative frequency of grades 0 to 4."
+    )
+    seed: Seed = Field(description="Every photograph is a function of (seed, index).")
+
+    @model_validator(mode="after")
+    def _check(self) -> PhantomConfig:
+        missing = [v for v in self.visibilities if v not in self.images]
+        if missing:
+            raise ValueError(f"images has no count for {missing[0]}; give one for each entry of visibilities")
+        if sum(self.grade_weights) <= 0:
+            raise ValueError("grade_weights are all 0; give at least one grade a weight")
+        return self
+
+
+class PrepareConfig(Section):
+    """Raw collections to shards of one grade at one resolution."""
+
+    collections: list[str] = Field(min_length=1, description="Names of the raw collections to use.")
+    visibility: Literal["all", "public-only"] = Field(description="all, or leave every proprietary image out.")
+    grade: Grade = Field(description="The ICDR grade to keep.")
+    resolution: int = Field(description="Side of the prepared images, pixels; a power of two.")
+    held_out: float = Field(ge=0, lt=1, description="Share of patients never trained on.")
+    seed: Seed = Field(description="Decides the split and the order of nested subsets.")
+    shard_images: PositiveInt = Field(description="Images per Parquet shard.")
+
+    @field_validator("resolution")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value < 16 or value & (value - 1):
+            raise ValueError(f"{value} is not a power of two of at least 16. Use 16, 32, 64, 128, 256, 512 or 1024")
+        return value
+
+
+class TrainConfig(Section):
+    """StyleGAN3 (Karras et al. 2021) and its training. Durations are in thousands of images shown (kimg)."""
+
+    config: Literal["stylegan3-t", "stylegan3-r"] = Field(description="Translation or rotation equivariant.")
+    subset: PositiveInt | None = Field(description="Number of training images, nested by size; null takes all.")
+    kimg: PositiveFloat = Field(description="Length of the training, thousands of images.")
+    batch: PositiveInt = Field(description="Images per optimiser step over all workers together.")
+    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(description="R1 weight.")
+    r1_interval: PositiveInt = Field(description="Steps between lazy R1 regularisations.")
+    z_dim: PositiveInt = Field(description="Dimensions of the input latent.")
+    w_dim: PositiveInt = Field(description="Dimensions of the intermediate latent.")
+    mapping_layers: PositiveInt = Field(description="Layers of the mapping network.")
+    num_layers: Annotated[int, Field(ge=4)] = Field(description="Synthesis layers before ToRGB; the paper has 14.")
+    channel_base: PositiveInt = Field(description="Width of the generator; the paper has 32768 (R doubles it).")
+    channel_max: PositiveInt = Field(description="Widest layer of the generator; the paper has 512 (R doubles it).")
+    discriminator_channel_base: PositiveInt = Field(description="Width of the discriminator.")
+    discriminator_channel_max: PositiveInt = Field(description="Widest layer of the discriminator.")
+    mbstd_group: PositiveInt = Field(description="Images compared by the minibatch standard deviation.")
+    lr_generator: PositiveFloat = Field(description="Adam's learning rate for G.")
+    lr_discriminator: PositiveFloat = Field(description="Adam's learning rate for D.")
+    ema_kimg: PositiveFloat = Field(description="Half-life of the average of G's weights, kimg.")
+    ema_rampup: Annotated[float, Field(ge=0)] = Field(description="Half-life is at most this share of kimg so far.")
+    mirror: bool = Field(description="Show each image mirrored half of the time (eyes are then of either side).")
+    freeze_discriminator: Annotated[int, Field(ge=0)] = Field(description="First layers of D kept as they start.")
+    tick_kimg: PositiveFloat = Field(description="Report and draw samples every so many kimg.")
+    checkpoint_ticks: PositiveInt = Field(description="Commit a checkpoint every so many ticks.")
+    seed: Seed = Field(description="Weights, order of images and latents.")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.batch % self.mbstd_group:
+            raise ValueError(
+                f"batch is {self.batch}, but the minibatch standard deviation compares groups of {self.mbstd_group} "
+                f"(mbstd_group). Use a multiple of {self.mbstd_group}"
+            )
+        return self
+
+
+class EvaluateConfig(Section):
+    """Metrics of a checkpoint. A number is comparable only with one of the same extractor and counts."""
+
+    images: PositiveInt = Field(description="Generated images for FID and KID.")
+    extractor: Literal["auto", "inception-v3", "small"] = Field(
+        description="auto takes Inception-v3 (2015-12-05) when its weights can be had, else the embedded small one."
+    )
+    kid_subsets: PositiveInt = Field(description="Subsets of KID.")
+    kid_subset_size: Annotated[int, Field(ge=2)] = Field(description="Images per subset of KID.")
+    equivariance_images: PositiveInt = Field(description="Generated images for EQ-T and EQ-R.")
+    batch: PositiveInt = Field(description="Images per forward pass.")
+    seed: Seed = Field(description="Latents and transforms.")
+
+
+class RegisterConfig(Section):
+    """The name under which versions appear in the model registry."""
+
+    name: str = Field(description="Registered model; {grade} stands for the DR grade.")
+
+    def model_name(self, grade: int) -> str:
+        """The registered model's name for a grade, such as fundus-dr1-stylegan3."""
+        return self.name.format(grade=grade)
+
+
+class PromoteConfig(Section):
+    """What "better" means: the policy that lets a version become champion."""
+
+    metric: Literal["fid", "kid"] = Field(description="The metric that decides; lower is better.")
+    min_gain: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="Needed improvement as a share of the champion's."
+    )
+    spreads: Annotated[float, Field(ge=0)] = Field(description="... and as a multiple of the combined spread, if any.")
+    min_images: PositiveInt = Field(description="Fewest generated images a report must rest on.")
+    min_eq_t_db: float | None = Field(description="Least EQ-T (integer), dB; null asks for none.")
+
+
+class SweepConfig(Section):
+    """How many images are enough, and at which gamma: the grid of `drp sweep`."""
+
+    sizes: list[PositiveInt] = Field(min_length=1, description="Numbers of training images.")
+    gammas: list[Annotated[float, Field(ge=0)]] = Field(min_length=1, description="R1 weights.")
+    kimg: PositiveFloat = Field(description="Length of each trial, kimg.")
+    metric: Literal["fid", "kid"] = Field(description="What ranks the trials; lower is better.")
+    max_concurrent: PositiveInt = Field(description="Trials at one time.")
+
+
+class TransferConfig(Section):
+    """Training on another grade from a registered model's weights."""
+
+    targets: list[Grade] = Field(description="Grades with a transfer stage; `drp transfer --to` adds to them.")
+    parent: str | None = Field(description="Where weights come from: NAME/VERSION, set by `drp transfer`.")
+    kimg: PositiveFloat = Field(description="Length of the transfer training, kimg.")
+    freeze_discriminator: Annotated[int, Field(ge=0)] = Field(description="First layers of D kept as they start.")
+
+
+class SiteConfig(Section):
+    """Where things run and are kept. Changes no result, so no stage depends on it."""
+
+    workers: PositiveInt | Literal["auto"] = Field("auto", description="Processes that train; auto: GPUs, else 2.")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="Train on CUDA; auto: if there is any.")
+    batch_per_worker: PositiveInt | None = Field(None, description="Most images per pass; the rest is accumulated.")
+    threads_per_worker: PositiveInt = Field(1, description="CPU threads of each worker.")
+    ray_address: str = Field("local", description="local, auto, or HOST:PORT of a Ray head.")
+    max_failures: Annotated[int, Field(ge=0)] = Field(3, description="Restarts of the workers after a crash.")
+    storage: str = Field("runs", description="Directory for checkpoints, seen by every worker.")
+    tracking_uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking and registry.")
+    artifacts: str = Field("mlartifacts", description="Where MLflow keeps artifacts if no server decides.")
+    weights_dir: str | None = Field(None, description="Directory with feature extractors' weights.")
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    profile: str = Field(description="Which profile this file was last written from.")
+    phantom: PhantomConfig
+    prepare: PrepareConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    register_: RegisterConfig = Field(alias="register")
+    promote: PromoteConfig
+    sweep: SweepConfig
+    transfer: TransferConfig
+    site: SiteConfig = SiteConfig()
+
+    def for_transfer(self, target: int) -> Params:
+        """The same experiment on another grade: prepare, train and evaluate as a transfer stage sees them."""
+        train = self.train.model_copy(
+            update={
+                "kimg": self.transfer.kimg,
+                "freeze_discriminator": self.transfer.freeze_discriminator,
+                "subset": None,
+            }
+        )
+        return self.model_copy(update={"train": train, "prepare": self.prepare.model_copy(update={"grade": target})})
+
+
+def load_params(root: Path | None = None) -> Params:
+    """params.yaml of the project at `root` (default: the working directory), with the site overlay applied.
+
+    Raises ConfigError, in one line that names the file and the field.
+    """
+    path = (root or Path.cwd()) / PARAMS_FILE
+    if not path.is_file():
+        raise ConfigError(f"there is no {PARAMS_FILE} in {path.parent}. Run drp in the project's root directory.")
+    raw = _read_yaml(path)
+    overlay = os.environ.get(SITE_VARIABLE)
+    if overlay:
+        site = _read_yaml(Path(overlay), hint=f"{SITE_VARIABLE} names it; correct or unset the variable")
+        raw["site"] = {**(raw.get("site") or {}), **site}
+    return parse_params(raw, source=PARAMS_FILE if not overlay else f"{PARAMS_FILE} with {overlay}")
+
+
+def parse_params(raw: dict[str, Any], *, source: str) -> Params:
+    """Typed parameters from plain ones; ConfigError names `source`, the field and the value."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_error(error)}") from None
+
+
+def _read_yaml(path: Path, hint: str = "correct it") -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; {hint}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        place = f" at line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path} is not valid YAML{place}; {hint}.") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds no mapping of sections; {hint}.")
+    return loaded
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    kind = first["type"]
+    if kind == "missing":
+        return f"{where} is missing. Add it, or start again from a profile: drp profile use demo"
+    if kind == "extra_forbidden":
+        return f"{where} is not a known parameter. Remove it or correct its name."
+    if kind == "value_error":
+        return f"{where}: {message}." if where else f"{message}."
+    return f"{where} is {first['input']!r}: {message}."

@@ -1,0 +1,1 @@
+"""Raw photographs, real and synthetic, to the batches a training reads."""

@@ -1,0 +1,233 @@
+"""Raw collections: photographs as they came, each under a name and a visibility that never changes.
+
+    data/raw/<visibility>/<name>/collection.json     what it is (records.Collection), written last
+                                 labels.csv          one row per image, `ImageRow`
+                                 images/             the files
+                                 import-report.csv   what could not be used, and why
+                                 truth.jsonl         phantoms only: what was drawn
+
+A collection is written aside and renamed, and its files are checked against their digests whenever they are read: a
+damaged raw image is an error, not one image fewer.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dr_platform import files
+from dr_platform.config import PhantomConfig
+from dr_platform.data.phantom import phantom
+from dr_platform.errors import DataError
+from dr_platform.records import Collection, Visibility
+
+COLLECTION_FILE = "collection.json"
+LABELS_FILE = "labels.csv"
+REPORT_FILE = "import-report.csv"
+TRUTH_FILE = "truth.jsonl"
+IMAGES_DIRECTORY = "images"
+PHANTOM_NAME = "phantom"
+VISIBILITIES: tuple[Visibility, ...] = ("public", "proprietary")
+
+# Phantoms of the two visibilities are drawn from disjoint indices, hence of disjoint patients. A multiple of the five
+# photographs in which a patient is whole.
+_FIRST_PHANTOM: dict[Visibility, int] = {"public": 0, "proprietary": 10_000_000}
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+Eye = Literal["left", "right"]
+Progress = Callable[[int, int], None]
+"""Called with (done, total) after each image."""
+
+
+def silent(done: int, total: int) -> None:
+    """The `Progress` that says nothing."""
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """An image of a raw collection. What a source does not tell is None, or an empty text."""
+
+    image_id: str
+    file: str  # relative to the collection, with forward slashes
+    grade: int | None  # ICDR 0-4
+    patient_id: str | None
+    eye: Eye | None
+    source: str
+    license: str
+    sha256: str  # of the file
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An image that could not be used."""
+
+    file: str
+    image_id: str
+    reason: str
+
+
+def collection_directory(raw_root: Path, visibility: Visibility, name: str) -> Path:
+    """Where the collection `name` lies. Raises DataError if that is not a name a collection can have."""
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"{name!r} cannot be the name of a collection. Use small letters, digits, - and _, a letter or digit first."
+        )
+    return raw_root / visibility / name
+
+
+def list_collections(raw_root: Path) -> list[Collection]:
+    """Every collection under `raw_root`, public ones first, by name. Raises DataError for a damaged one."""
+    return [
+        Collection.read(path)
+        for visibility in VISIBILITIES
+        for path in sorted((raw_root / visibility).glob(f"[!.]*/{COLLECTION_FILE}"))
+    ]
+
+
+def read_collection(directory: Path) -> tuple[Collection, list[ImageRow]]:
+    """A collection and its rows, in the order of its table. Raises DataError if the table is not the recorded one."""
+    record = Collection.read(directory / COLLECTION_FILE)
+    path = directory / LABELS_FILE
+    if not path.is_file():
+        raise DataError(f"{path} does not exist. {Collection.remedy}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record.labels_sha256:
+        raise DataError(f"{path} was changed after it was written. {Collection.remedy}")
+    rows = [_row(values) for values in csv.DictReader(io.StringIO(content.decode(), newline=""))]
+    _require_unique(path, rows)
+    return record, rows
+
+
+def read_image(directory: Path, row: ImageRow) -> NDArray[np.uint8]:
+    """The pixels of a collection's image, [height, width, 3]. Raises DataError if its file is not the recorded one."""
+    path = directory / row.file
+    if not path.is_file():
+        raise DataError(f"{path} is missing, though {LABELS_FILE} lists it. {Collection.remedy}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != row.sha256:
+        raise DataError(f"{path} is damaged: its SHA-256 is not the one in {LABELS_FILE}. {Collection.remedy}")
+    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def image_file(image_id: str, ending: str) -> str:
+    """The file of an image within a collection: legible, safe on every file system, different for different ids."""
+    legible = re.sub(r"[^A-Za-z0-9]+", "-", image_id).strip("-")[:40] or "image"
+    return f"{IMAGES_DIRECTORY}/{legible}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}.{ending}"
+
+
+def finish_collection(
+    directory: Path,
+    rows: Sequence[ImageRow],
+    rejected: Sequence[Rejected],
+    name: str,
+    visibility: Visibility,
+    origin: Literal["ingest", "phantom"],
+) -> Collection:
+    """Write the table, the report and last the record of a collection whose images are in `directory` already."""
+    _require_unique(directory / LABELS_FILE, rows)
+    labels = csv_bytes([field.name for field in fields(ImageRow)], (asdict(row).values() for row in rows))
+    report = csv_bytes([field.name for field in fields(Rejected)], (asdict(row).values() for row in rejected))
+    (directory / LABELS_FILE).write_bytes(labels)
+    (directory / REPORT_FILE).write_bytes(report)
+    record = Collection(
+        name=name,
+        visibility=visibility,
+        images=len(rows),
+        rejected=len(rejected),
+        origin=origin,
+        labels_sha256=hashlib.sha256(labels).hexdigest(),
+    )
+    record.write(directory / COLLECTION_FILE)
+    return record
+
+
+def write_phantoms(
+    directory: Path, config: PhantomConfig, visibility: Visibility, progress: Progress = silent
+) -> Collection:
+    """Draw the collection of synthetic photographs of a visibility into `directory`, replacing what was there.
+
+    The two visibilities share no photograph and no patient. Same configuration, same bytes. Raises DataError if the
+    disk is full, or if `config` has no count for the visibility.
+    """
+    if visibility not in config.images:
+        raise DataError(f"phantom.images has no count for {visibility}. Add one to params.yaml.")
+    total = config.images[visibility]
+    with files.directory_aside(directory, failure=DataError) as aside:
+        (aside / IMAGES_DIRECTORY).mkdir()
+        rows, truths = [], []
+        for done, (row, truth, jpeg) in enumerate(_draw(config, visibility, total), start=1):
+            (aside / row.file).write_bytes(jpeg)
+            rows.append(row)
+            truths.append(json.dumps({"image_id": row.image_id, **truth}) + "\n")
+            progress(done, total)
+        (aside / TRUTH_FILE).write_text("".join(truths), encoding="utf-8")
+        return finish_collection(aside, rows, [], PHANTOM_NAME, visibility, "phantom")
+
+
+def _draw(
+    config: PhantomConfig, visibility: Visibility, total: int
+) -> Iterator[tuple[ImageRow, dict[str, object], bytes]]:
+    first = _FIRST_PHANTOM[visibility]
+    for index in range(first, first + total):
+        drawn = phantom(config.seed, index, config.size, grades=config.grade_weights)
+        image_id = f"phantom-{config.seed}-{index:08d}"
+        row = ImageRow(
+            image_id=image_id,
+            file=f"{IMAGES_DIRECTORY}/{image_id}.jpg",
+            grade=drawn.grade,
+            patient_id=drawn.patient,
+            eye=drawn.eye,
+            source="dr_platform.data.phantom",
+            license="synthetic",
+            sha256=hashlib.sha256(drawn.jpeg).hexdigest(),
+            width=config.size,
+            height=config.size,
+        )
+        yield row, drawn.truth(), drawn.jpeg
+
+
+def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
+    """A table as UTF-8 CSV with LF; None is an empty field."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _row(values: dict[str, str]) -> ImageRow:
+    return ImageRow(
+        image_id=values["image_id"],
+        file=values["file"],
+        grade=int(values["grade"]) if values["grade"] else None,
+        patient_id=values["patient_id"] or None,
+        eye=values["eye"] or None,  # type: ignore[arg-type]
+        source=values["source"],
+        license=values["license"],
+        sha256=values["sha256"],
+        width=int(values["width"]),
+        height=int(values["height"]),
+    )
+
+
+def _require_unique(path: Path, rows: Sequence[ImageRow]) -> None:
+    seen: set[str] = set()
+    for row in rows:
+        if row.image_id in seen:
+            raise DataError(f"{path} has image_id {row.image_id!r} twice; an image is in a collection once.")
+        seen.add(row.image_id)

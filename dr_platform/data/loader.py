@@ -1,0 +1,121 @@
+"""Prepared images in memory, in one order for both visibilities, as batches of tensors.
+
+All images of a split are read once into one uint8 array: 2,602 photographs at 512 pixels are 2 GB, and any batch is
+then a gather at memory speed, whichever worker asks. The order is that of `rank_key`, a hash over the raw file, in
+which both visibilities take their places, so the first n images are the nested subset of size n.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dr_platform import files
+from dr_platform.data import manifest, shards
+from dr_platform.data.manifest import ManifestRow, Split
+from dr_platform.errors import DataError
+from dr_platform.records import Manifest, ShardIndex, Visibility, stricter
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Real images in order of subsets, and what identifies them."""
+
+    images: NDArray[np.uint8]  # [n, R, R, 3], RGB
+    rows: tuple[ManifestRow, ...]  # of the same n images
+    sha256: str  # over the digests of the images in order
+    visibility: Visibility  # the strictest of the images contained
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images, pixels."""
+        return int(self.images.shape[1])
+
+    def batch(self, indices: NDArray[np.int64], mirror: NDArray[np.bool_] | None = None) -> Tensor:
+        """Images as float32 [B, 3, R, R] in [-1, 1], x / 127.5 - 1, in memory of their own.
+
+        indices: [B] positions in this set, repeats allowed. mirror: [B], whether to swap left and right.
+        """
+        chosen = self.images[indices]
+        if mirror is not None:
+            chosen[mirror] = chosen[mirror][:, :, ::-1]
+        planes = torch.from_numpy(chosen).permute(0, 3, 1, 2)
+        return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A prepared directory and its table."""
+
+    directory: Path
+    index: ShardIndex
+    manifest: Manifest
+    rows: list[ManifestRow]  # of the wanted split
+
+
+def load_images(
+    prepared_root: Path, grade: int, split: Split = "train", subset: int | None = None, visibility: str = "all"
+) -> ImageSet:
+    """The images of a grade: all of a split, or its nested subset of `subset` images.
+
+    visibility: "all", or "public-only" to leave the proprietary directory unopened.
+    Raises DataError if a file is missing or damaged, if the two visibilities were prepared differently, or if there are
+    fewer images than asked for.
+    """
+    wanted: tuple[Visibility, ...] = ("public",) if visibility == "public-only" else ("public", "proprietary")
+    sources = [_open(manifest.prepared_directory(prepared_root, label, grade), split) for label in wanted]
+    _require_equal_preparation(sources)
+    order = manifest.in_order(row for source in sources for row in source.rows)
+    if subset is not None and subset > len(order):
+        raise DataError(
+            f"A subset of {subset} images was asked for, but {prepared_root} has {len(order)} {split} images of grade "
+            f"{grade} ({visibility}). Lower train.subset to at most {len(order)}, or ingest more images."
+        )
+    rows = order[:subset]
+    if not rows:
+        raise DataError(
+            f"{prepared_root} has no {split} images of grade {grade} ({visibility}). "
+            f"Ingest more images, or change prepare.held_out or prepare.visibility."
+        )
+    images = _read(sources, rows, split)
+    digest = files.sha256_json([row.sha256 for row in rows])
+    return ImageSet(images, tuple(rows), digest, stricter(*(row.visibility for row in rows)))
+
+
+def _open(directory: Path, split: Split) -> _Source:
+    index, record, rows = shards.read_index(directory)
+    return _Source(directory, index, record, [row for row in rows if row.split == split])
+
+
+def _require_equal_preparation(sources: list[_Source]) -> None:
+    """Ranks and splits of two directories fit together only if grade, resolution, seed and share are the same."""
+    first = sources[0]
+    for other in sources[1:]:
+        for field in ("grade", "resolution", "seed", "held_out"):
+            here, there = getattr(first.manifest, field), getattr(other.manifest, field)
+            if here != there:
+                raise DataError(
+                    f"{first.directory} and {other.directory} were prepared differently: "
+                    f"{field} is {here} and {there}. {ShardIndex.remedy}"
+                )
+
+
+def _read(sources: list[_Source], rows: list[ManifestRow], split: Split) -> NDArray[np.uint8]:
+    """The pixels of `rows`, which take a leading part of each source's ranks."""
+    side = sources[0].index.resolution
+    images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
+    for source in sources:
+        places = [place for place, row in enumerate(rows) if row.visibility == source.index.visibility]
+        filled = 0
+        for chunk in shards.read_shards(source.directory, source.index, split, limit=len(places)):
+            images[places[filled : filled + len(chunk)]] = chunk
+            filled += len(chunk)
+    return images

@@ -1,0 +1,1 @@
+"""Metrics of a checkpoint: features, distances, equivariance, and the report."""

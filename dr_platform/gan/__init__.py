@@ -1,0 +1,33 @@
+"""StyleGAN3 in plain torch: networks, losses and the generator's average. Imports nothing of the package around it.
+
+The folder is copied whole into registered models, so it needs torch, numpy and scipy only, and imports relatively.
+"""
+
+from .discriminator import Discriminator
+from .ema import ema_beta, update_ema
+from .generator import Generator, Statistics
+from .losses import (
+    blur,
+    blur_sigma,
+    discriminator_fake_loss,
+    discriminator_real_loss,
+    generator_loss,
+    r1_penalty,
+)
+from .official import discriminator_from_state, generator_from_state
+
+__all__ = [
+    "Discriminator",
+    "Generator",
+    "Statistics",
+    "blur",
+    "blur_sigma",
+    "discriminator_fake_loss",
+    "discriminator_from_state",
+    "discriminator_real_loss",
+    "ema_beta",
+    "generator_from_state",
+    "generator_loss",
+    "r1_penalty",
+    "update_ema",
+]

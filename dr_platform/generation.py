@@ -1,0 +1,104 @@
+"""Images for a person or a classifier: PNG files that say what they are.
+
+Every file carries in its text chunks that it is synthetic, and from which model, weights, seed and truncation. Weights
+come from the registry by verified digest, or from a checkpoint directory.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dr_platform import __version__, checkpoint, files, grid, road, sampling
+from dr_platform.errors import ConfigError
+from dr_platform.gan import Generator
+from dr_platform.road import Project
+
+_BATCH = 16
+_MOST_SEEDS = 1_000_000
+_SHEET_IMAGES = 256
+_SHEET_PIXELS = 128
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from '0-63' or '1,5,9-12', without repetitions, in the order given. Raises ConfigError."""
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,10})(?:\s*-\s*(\d{1,10}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not match or last < first or last >= sampling.SEED_LIMIT:
+            raise ConfigError(f"--seeds is {text!r}. Give numbers below 2^32 and ranges, such as 0-63 or 1,5,9-12.")
+        if len(seeds) + last - first >= _MOST_SEEDS:
+            raise ConfigError(f"--seeds asks for more than {_MOST_SEEDS:,} images. Ask for them in parts.")
+        seeds.update(dict.fromkeys(range(first, last + 1)))
+    return list(seeds)
+
+
+def generate(
+    project: Project, model: str, seeds: Sequence[int], psi: float, out: Path, advance: Callable[[int, int], None]
+) -> int:
+    """Write one PNG per seed and a contact sheet of the first ones into `out`; returns how many images.
+
+    model: NAME (its champion), NAME/VERSION, or a checkpoint directory. Raises RegistryError or CheckpointError if the
+    model is not there or its weights are not the recorded ones, ConfigError for a psi that is no number.
+    """
+    if not -2 <= psi <= 2:
+        raise ConfigError(f"--psi is {psi}. Use a number from 0 (the average image) to 1 (no truncation).")
+    generator, provenance = _load(project, model)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be made: {error.strerror}. Choose another directory.") from None
+    first: list[np.ndarray] = []
+    for start in range(0, len(seeds), _BATCH):
+        part = seeds[start : start + _BATCH]
+        images = sampling.sample_images(generator, part, psi=psi, batch=_BATCH)
+        for seed, image in zip(part, images, strict=True):
+            files.write_bytes(
+                out / f"seed{seed:010d}.png", _png(image, {**provenance, "seed": str(seed), "psi": f"{psi:g}"})
+            )
+        if len(first) < _SHEET_IMAGES:
+            first.extend(images[: _SHEET_IMAGES - len(first)])
+        advance(start + len(part), len(seeds))
+    sheet = grid.contact_sheet(
+        np.stack(first),
+        scale=max(1, _SHEET_PIXELS // generator.img_resolution),
+        captions=[f"seed {seed}" for seed in seeds[: len(first)]],
+    )
+    image_file = io.BytesIO()
+    sheet.save(image_file, format="PNG", pnginfo=_text({**provenance, "psi": f"{psi:g}"}))
+    files.write_bytes(out / "contact-sheet.png", image_file.getvalue())
+    return len(seeds)
+
+
+def _load(project: Project, model: str) -> tuple[Generator, dict[str, str]]:
+    if (Path(model) / checkpoint.RECORD_FILE).is_file():
+        record, generator = road.read_model(Path(model))
+        name, weights = record.run, record.files[checkpoint.GENERATOR_FILE].sha256
+    else:
+        name, weights, generator = road.read_registered(project, model)
+    return generator, {
+        "Synthetic": "yes: drawn by a generative model, shows no person",
+        "Software": f"dr_platform {__version__}",
+        "Model": name,
+        "Weights-SHA256": weights,
+    }
+
+
+def _png(image: np.ndarray, provenance: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", pnginfo=_text(provenance))
+    return buffer.getvalue()
+
+
+def _text(provenance: dict[str, str]) -> PngInfo:
+    info = PngInfo()
+    for key, value in provenance.items():
+        info.add_text(key, value)
+    return info

@@ -1,0 +1,275 @@
+"""The nouns of the road: what one step writes and the next one reads, as versioned JSON, strict on reading.
+
+raw images -prepare-> Manifest, ShardIndex -train-> Checkpoint -evaluate-> EvalReport -register-> ModelVersion
+-promote-> Decision. A field is added with a new version number; a file of another version is refused by name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dr_platform import files
+from dr_platform.errors import DataError, DrpError
+
+Visibility = Literal["public", "proprietary"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def stricter(*labels: Visibility) -> Visibility:
+    """The visibility of something made from all of these: proprietary as soon as one is."""
+    return "proprietary" if "proprietary" in labels else "public"
+
+
+class Record(BaseModel):
+    """Immutable, strict, with a version; `write` is atomic and `read` says what is wrong and how to mend it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+
+    # What to run when a file of this kind is absent or out of date; subclasses say it.
+    remedy: ClassVar[str] = "Make it again."
+    failure: ClassVar[type[DrpError]] = DataError
+
+    def write(self, path: Path) -> None:
+        """Store as JSON at `path`, atomically."""
+        files.write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The record stored at `path`; raises the class's `failure` in one line if there is none or it is not valid."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise cls.failure(f"{path} does not exist. {cls.remedy}") from None
+        except OSError as error:
+            raise cls.failure(f"{path} cannot be read: {error.strerror}. {cls.remedy}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise cls.failure(
+                f"{path} is not a {cls.__name__} of version 1: {where}: {first['msg']}. {cls.remedy}"
+            ) from None
+
+    def digest(self) -> str:
+        """SHA-256 of the record's content."""
+        return files.sha256_json(self.model_dump(mode="json"))
+
+
+class Collection(Record):
+    """`collection.json` in the root of a raw collection: what it is, and the digest of its table of images."""
+
+    remedy: ClassVar[str] = "Run: drp data ingest, or dvc pull"
+
+    name: str
+    visibility: Visibility
+    images: int
+    rejected: int = Field(description="Images that could not be used; import-report.csv lists them.")
+    origin: Literal["ingest", "phantom"]
+    labels_sha256: Digest
+
+
+class Share(BaseModel):
+    """How many prepared images came from one collection."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    collection: str
+    visibility: Visibility
+    train: int
+    held_out: int
+
+
+class Manifest(Record):
+    """`manifest.json` beside `manifest.parquet` (a row per image): what was prepared, from what, and the split."""
+
+    remedy: ClassVar[str] = "Run: dvc repro prepare"
+
+    visibility: Visibility
+    grade: int
+    resolution: int
+    seed: int
+    held_out: float
+    shares: tuple[Share, ...]
+    patients_train: int
+    patients_held_out: int
+    skipped: int = Field(description="Images of this grade left out (no fundus, a duplicate); skipped.csv lists them.")
+    rows_sha256: Digest
+
+    @property
+    def train(self) -> int:
+        """Number of training images."""
+        return sum(share.train for share in self.shares)
+
+    @property
+    def held_out_images(self) -> int:
+        """Number of held-out images."""
+        return sum(share.held_out for share in self.shares)
+
+
+class Shard(BaseModel):
+    """One Parquet file of prepared images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    split: Literal["train", "held-out"]
+    rows: int
+    bytes: int
+    sha256: Digest
+
+
+class ShardIndex(Record):
+    """`index.json`, written last: the shards of one visibility, sizes and digests, and the manifest they follow."""
+
+    remedy: ClassVar[str] = "Run: dvc repro prepare"
+
+    visibility: Visibility
+    resolution: int
+    grade: int
+    manifest_sha256: Digest
+    shards: tuple[Shard, ...]
+
+    def rows(self, split: str) -> int:
+        """Images in the shards of a split."""
+        return sum(shard.rows for shard in self.shards if shard.split == split)
+
+
+class StoredFile(BaseModel):
+    """A file inside a checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: Digest
+
+
+class Checkpoint(Record):
+    """`checkpoint.json`, written last: a training after `step` steps, and a digest of each of its files."""
+
+    remedy: ClassVar[str] = "Run: dvc repro train"
+
+    run: str = Field(description="Name of the run, a function of configuration and data.")
+    step: int
+    images_seen: int
+    complete: bool = Field(description="Whether the training had reached its length.")
+    grade: int
+    resolution: int
+    visibility: Visibility = Field(description="The strictest label of the images trained on.")
+    config_sha256: Digest
+    data_sha256: Digest
+    train_images: int
+    parent: str | None = Field(description="NAME/VERSION of the model whose weights it started from.")
+    generator: dict[str, Any] = Field(description="Keyword arguments that rebuild G.")
+    discriminator: dict[str, Any] = Field(description="Keyword arguments that rebuild D.")
+    files: dict[str, StoredFile]
+
+
+class Tick(Record):
+    """What a training reports once per tick; one line of `ticks.jsonl`."""
+
+    step: int
+    images_seen: int
+    images_total: int
+    seconds: float = Field(description="Wall time of this tick.")
+    images_per_second: float
+    eta_seconds: float
+    memory_gib: float = Field(description="Peak resident memory of rank 0, or of its GPU.")
+    scalars: dict[str, float] = Field(description="Means over the tick: losses, logits, signs, gradient norms.")
+    samples: str | None = Field(description="File of the sample grid, relative to the run directory.")
+    checkpoint: bool = Field(description="Whether a checkpoint was committed with this tick.")
+
+
+class Extractor(BaseModel):
+    """The identity of a feature extractor: numbers made with different ones are never compared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    weights_sha256: Digest
+    input_size: int
+    features: int
+
+
+class Metric(BaseModel):
+    """A number with what it takes to believe it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(
+        description="fid, kid, eq_t_int_db, ... with the extractor's suffix where it is not Inception-v3."
+    )
+    value: float
+    spread: float | None = Field(description="One standard error, or null where the metric has none.")
+    spread_kind: str | None
+    n_fake: int
+    n_real: int | None
+    extractor: Extractor | None
+    seed: int
+    higher_is_better: bool
+
+
+class EvalReport(Record):
+    """The metrics of one checkpoint against one reference set."""
+
+    remedy: ClassVar[str] = "Run: dvc repro evaluate"
+
+    checkpoint_sha256: Digest = Field(description="Digest of the Checkpoint record, which covers its files.")
+    run: str
+    step: int
+    images_seen: int
+    grade: int
+    resolution: int
+    visibility: Visibility
+    data_sha256: Digest
+    reference: str = Field(description="Which real images, such as 'train, 480 images'.")
+    reference_sha256: Digest
+    seed: int
+    metrics: tuple[Metric, ...]
+
+    def metric(self, stem: str) -> Metric | None:
+        """The metric whose name is `stem` or `stem` with an extractor's suffix; None if there is none."""
+        for metric in self.metrics:
+            if metric.name == stem or metric.name.startswith(f"{stem}__"):
+                return metric
+        return None
+
+
+class Registration(Record):
+    """What `register` did: which version now stands for which checkpoint."""
+
+    remedy: ClassVar[str] = "Run: dvc repro register"
+
+    model: str
+    model_version: int
+    checkpoint_sha256: Digest
+    report_sha256: Digest
+    parent: str | None
+
+
+class Decision(Record):
+    """Promote or hold, the reasons in sentences, and the numbers compared."""
+
+    model: str
+    model_version: int
+    champion: int | None
+    promote: bool
+    reasons: tuple[str, ...]
+    metric: str | None
+    candidate_value: float | None
+    champion_value: float | None
+
+
+class TransferPlan(Record):
+    """Which tensors of a transfer's networks were copied from the parent, which are new, which are frozen."""
+
+    parent: str
+    parent_weights_sha256: Digest
+    source_grade: int
+    target_grade: int
+    copied: tuple[str, ...]
+    fresh: tuple[str, ...]
+    frozen: tuple[str, ...]

@@ -1,0 +1,366 @@
+"""The stages of the road, each one function from a project to the record it writes. dvc.yaml and `drp` both call these.
+
+Here the parts meet: the tracker listens to the cluster, lineage tells the registry what a version follows from. A stage
+for another grade than `prepare.grade` is a transfer stage.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dr_platform import checkpoint, files
+from dr_platform.config import Params, Visibility, load_params
+from dr_platform.errors import CheckpointError, ConfigError, RegistryError
+from dr_platform.records import Checkpoint, Collection, Decision, EvalReport, Manifest, Registration, Tick
+
+if TYPE_CHECKING:
+    from dr_platform.gan import Generator
+    from dr_platform.tracking import Tracker
+    from dr_platform.training.plan import InitialWeights, TrainPlan
+    from dr_platform.training.report import Progress
+
+logger = logging.getLogger(__name__)
+
+Advance = Callable[[int, int], None]  # done, total
+REPORT_FILE = "report.json"
+REGISTRATION_FILE = "registration.json"
+_SAMPLE_SEEDS = range(64)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A directory with a params.yaml, and where things lie in it."""
+
+    root: Path
+    params: Params
+
+    @classmethod
+    def here(cls) -> Project:
+        """The project in the working directory. Raises ConfigError if there is none."""
+        return cls(Path.cwd(), load_params())
+
+    @property
+    def raw(self) -> Path:
+        """Raw collections, by visibility."""
+        return self.root / "data" / "raw"
+
+    @property
+    def prepared(self) -> Path:
+        """Shards, by visibility and grade."""
+        return self.root / "data" / "prepared"
+
+    @property
+    def storage(self) -> Path:
+        """Run directories with their checkpoints; on a cluster a directory that every worker sees."""
+        return (self.root / self.params.site.storage).absolute()
+
+    @property
+    def cache(self) -> Path:
+        """Features of real images: as private as the images."""
+        return self.root / "cache"
+
+    @property
+    def weights(self) -> Path | None:
+        """Directory with feature extractors' weights, if any was named."""
+        named = self.params.site.weights_dir
+        return Path(named).expanduser() if named else None
+
+    @property
+    def grade(self) -> int:
+        """The grade this view of the project is about."""
+        return self.params.prepare.grade
+
+    @property
+    def model_name(self) -> str:
+        """The registered model of this grade."""
+        return self.params.register_.model_name(self.grade)
+
+    @property
+    def model(self) -> Path:
+        """The final checkpoint, as DVC keeps it."""
+        return self.root / "models" / f"dr{self.grade}"
+
+    @property
+    def results(self) -> Path:
+        """Report, curves and samples."""
+        return self.root / "results" / f"dr{self.grade}"
+
+    def for_grade(self, grade: int | None) -> Project:
+        """This project as the stages of `grade` see it; None, or the grade of prepare, is the project itself."""
+        if grade is None or grade == self.grade:
+            return self
+        return Project(self.root, self.params.for_transfer(grade))
+
+    @property
+    def is_transfer(self) -> bool:
+        """Whether this is the view of a transfer stage."""
+        return self.grade in self.params.transfer.targets
+
+    def tracker(self) -> Tracker:
+        """The tracking server and model registry of this site."""
+        from dr_platform import tracking
+
+        return tracking.connect(self.params.site.tracking_uri, self.params.site.artifacts, self.root)
+
+
+def draw_phantoms(project: Project, visibility: Visibility, advance: Advance) -> Collection:
+    """Stage `phantom`: a raw collection of synthetic fundus photographs."""
+    from dr_platform.data import collections
+
+    target = project.raw / visibility / "phantom"
+    return collections.write_phantoms(target, project.params.phantom, visibility, advance)
+
+
+def prepare(project: Project, advance: Advance) -> dict[Visibility, Manifest]:
+    """Stage `prepare`: raw collections to shards of one grade at one resolution."""
+    from dr_platform.data.prepare import prepare as prepare_images
+
+    return prepare_images(project.raw, project.prepared, project.params.prepare, advance)
+
+
+def train(
+    project: Project,
+    on_tick: Callable[[Tick], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_start: Callable[[TrainPlan], None] = lambda _: None,
+) -> Checkpoint:
+    """Stages `train` and `transfer`: the final checkpoint, committed in the run directory and copied to models/."""
+    from dr_platform import cluster
+    from dr_platform.training.plan import make_plan
+    from dr_platform.training.report import read_ticks
+
+    tracker = project.tracker()
+    initial = _initial_weights(project, tracker) if project.is_transfer else None
+    plan = make_plan(project.params, project.prepared, project.storage, initial)
+    on_start(plan)
+    run = track_run(tracker, plan, project)
+
+    def heard(tick: Tick) -> None:
+        tracker.log_tick(run, tick)
+        if tick.samples:
+            tracker.log_samples(run, plan.run_directory / tick.samples, tick.images_seen)
+        on_tick(tick)
+
+    try:
+        final = cluster.fit(plan, project.params.site, cluster.Listener(heard, on_progress))
+    except BaseException:
+        tracker.finish(run, "FAILED")
+        raise
+    tracker.finish(run, "FINISHED")
+    _export(final, project.model, initial)
+    project.results.mkdir(parents=True, exist_ok=True)
+    files.write_text(project.results / "curves.csv", _curves(list(read_ticks(plan.run_directory))))
+    return checkpoint.verify(project.model)
+
+
+def track_run(tracker: Tracker, plan: TrainPlan, project: Project, parent_run: str | None = None) -> str:
+    """The tracking run of a training: its parameters, and the images it sees by name, version and digest."""
+    shown = {
+        "prepare": project.params.prepare.model_dump(mode="json"),
+        "train": plan.config.model_dump(mode="json"),
+    }
+    tags = {
+        "drp.grade": str(plan.grade),
+        "drp.config_sha256": plan.config_sha256,
+        "drp.visibility": plan.visibility,
+        **({"drp.parent": plan.initial.parent} if plan.initial else {}),
+    }
+    name = f"grade-{plan.grade} {plan.resolution}px ({plan.train_images} images)"
+    return tracker.run_for(plan.run, shown, tags, inputs={name: plan.data_sha256}, parent_run=parent_run)
+
+
+def measure(project: Project, directory: Path, advance: Advance = lambda done, total: None) -> EvalReport:
+    """The metrics of the checkpoint in `directory` against all training images of the project's grade.
+
+    The reference does not shrink with `train.subset`, so that models trained on more and fewer images compare.
+    """
+    from dr_platform.data.loader import load_images
+    from dr_platform.evaluation.evaluate import evaluate as evaluate_generator
+
+    record, generator = read_model(directory)
+    images = load_images(project.prepared, project.grade, visibility=project.params.prepare.visibility)
+    return evaluate_generator(
+        generator,
+        images.images,
+        images.sha256,
+        project.params.evaluate,
+        checkpoint=record,
+        checkpoint_sha256=record.digest(),
+        weights_dir=project.weights,
+        cache_dir=project.cache / "features",
+        device=next(generator.parameters()).device,
+        progress=advance,
+    )
+
+
+def evaluate(project: Project, advance: Advance = lambda done, total: None) -> EvalReport:
+    """Stage `evaluate`: the report of the model, its numbers for `dvc metrics`, and a grid of samples."""
+    from dr_platform import grid, sampling
+
+    report = measure(project, project.model, advance)
+    _, generator = read_model(project.model)
+    samples = sampling.sample_images(generator, list(_SAMPLE_SEEDS))
+    sheet = grid.contact_sheet(samples, columns=8, scale=max(1, 96 // report.resolution))
+    image = io.BytesIO()
+    sheet.save(image, format="PNG")
+    files.write_bytes(project.results / "samples.png", image.getvalue())
+    files.write_json(project.results / "metrics.json", {metric.name: metric.value for metric in report.metrics})
+    report.write(project.results / REPORT_FILE)
+    return report
+
+
+def register(project: Project) -> Registration:
+    """Stage `register`: the model version of the checkpoint; registering the same checkpoint again finds it."""
+    from dr_platform import lineage
+
+    record = checkpoint.verify(project.model)
+    report = EvalReport.read(project.results / REPORT_FILE)
+    if report.checkpoint_sha256 != record.digest():
+        raise RegistryError(
+            f"{project.results / REPORT_FILE} is about another checkpoint than {project.model}. Run: dvc repro evaluate"
+        )
+    tracker = project.tracker()
+    tags = {f"data.{name}": version for name, version in lineage.data_versions(project.root).items()}
+    tags |= {
+        "git_commit": lineage.git_commit(project.root) or "none",
+        "dvc_lock_sha256": lineage.dvc_lock_sha256(project.root) or "none",
+        "config_sha256": record.config_sha256,
+    }
+    registration = tracker.register(
+        project.model_name,
+        record,
+        project.model / checkpoint.GENERATOR_FILE,
+        report,
+        tags=tags,
+        run_name=record.run,
+    )
+    registration.write(project.results / REGISTRATION_FILE)
+    return registration
+
+
+def promote(project: Project, version: str, *, dry_run: bool, model: str | None = None) -> Decision:
+    """Compare a version's report with the champion's and move the alias if the policy agrees."""
+    from dr_platform import promotion
+
+    tracker, name = project.tracker(), model or project.model_name
+    candidate = tracker.resolve(name, version)
+    champion = tracker.champion(name)
+    decision = promotion.decide(
+        tracker.report_of(name, candidate),
+        candidate,
+        tracker.report_of(name, champion) if champion is not None else None,
+        champion,
+        project.params.promote,
+        name,
+    )
+    if decision.promote and not dry_run:
+        tracker.set_champion(name, candidate)
+    return decision
+
+
+def read_model(directory: Path) -> tuple[Checkpoint, Generator]:
+    """A verified checkpoint's record and its averaged generator, in eval mode, on the GPU if there is one."""
+    from dr_platform.gan import Generator
+
+    record, weights = checkpoint.read_generator(directory)
+    return record, restore_generator(Generator(**record.generator), weights)
+
+
+def read_registered(project: Project, model: str) -> tuple[str, str, Generator]:
+    """A registered generator by NAME (its champion) or NAME/VERSION: 'NAME/3', its weights' SHA-256, and the network.
+
+    The weights are verified against the registry's record; no code of the registry runs.
+    """
+    import tempfile
+
+    import safetensors.torch
+
+    from dr_platform.gan import Generator
+
+    name, _, wanted = model.rpartition("/") if "/" in model else (model, "", "champion")
+    tracker = project.tracker()
+    number = tracker.resolve(name, wanted)
+    with tempfile.TemporaryDirectory() as directory:
+        loaded = tracker.load_generator(name, number, Path(directory) / "generator")
+        generator = restore_generator(Generator(**loaded.init_kwargs), safetensors.torch.load_file(loaded.weights))
+        return f"{name}/{number}", files.sha256_file(loaded.weights), generator
+
+
+def restore_generator(generator: Generator, weights: dict) -> Generator:
+    """`generator` with these weights, ready to draw. Raises CheckpointError if they are of another network."""
+    import torch
+
+    try:
+        generator.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights are of another network: {' '.join(str(error).split())[:200]}") from None
+    generator.eval().requires_grad_(False)
+    return generator.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _initial_weights(project: Project, tracker: Tracker) -> InitialWeights:
+    """The parent's weights, from the registry by version and digest; its D from a checkpoint here, if it is here."""
+    import safetensors.torch
+
+    from dr_platform import transfer
+    from dr_platform.training.plan import InitialWeights
+
+    parent = project.params.transfer.parent
+    if parent is None or parent.rpartition("/")[2].isdigit() is False:
+        raise ConfigError(
+            f"transfer.parent is {parent!r}, but a transfer starts from a model version. "
+            f"Run: drp transfer --to {project.grade}, or set it to NAME/VERSION."
+        )
+    name, _, number = parent.rpartition("/")
+    directory = project.storage / "initial" / f"{name}-{number}-to-dr{project.grade}"
+    loaded = tracker.load_generator(name, int(number), directory.parent / f"{name}-{number}")
+    source = _checkpoint_of(project, loaded.checkpoint_sha256)
+    plan = transfer.plan_transfer(
+        project.params,
+        directory,
+        parent=parent,
+        source_grade=loaded.grade,
+        generator=safetensors.torch.load_file(loaded.weights),
+        discriminator=safetensors.torch.load_file(source / "discriminator.safetensors") if source else None,
+    )
+    return InitialWeights(directory=directory, parent=parent, sha256=plan.parent_weights_sha256)
+
+
+def _checkpoint_of(project: Project, digest: str) -> Path | None:
+    """The directory under models/ whose checkpoint has this digest and verifies."""
+    for record_file in sorted((project.root / "models").glob(f"*/{checkpoint.RECORD_FILE}")):
+        try:
+            if checkpoint.verify(record_file.parent).digest() == digest:
+                return record_file.parent
+        except CheckpointError as error:
+            logger.warning("Not looking for the parent's discriminator there: %s", error)
+    return None
+
+
+def _export(final: Path, target: Path, initial: InitialWeights | None) -> None:
+    """Copy a checkpoint to where DVC keeps it: hard links where the file system allows, since nothing changes it."""
+    with files.directory_aside(target, failure=CheckpointError) as aside:
+        for file in final.iterdir():
+            try:
+                os.link(file, aside / file.name)
+            except OSError:
+                shutil.copy2(file, aside / file.name)
+        if initial is not None:
+            shutil.copy2(initial.directory / "transfer.json", aside / "transfer.json")
+
+
+def _curves(ticks: list[Tick]) -> str:
+    names = sorted({name for tick in ticks for name in tick.scalars})
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["images_seen", *names])
+    writer.writerows([tick.images_seen, *(tick.scalars.get(name, "") for name in names)] for tick in ticks)
+    return table.getvalue()

@@ -1,0 +1,236 @@
+"""The training loop, read top to bottom.
+
+A step is a function of the state and of (seed, step): images, latents and flips come from data/partition.py. The loop
+adds the order of things: which phase, when to report, when to commit a checkpoint, when to stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dr_platform import checkpoint, sampling
+from dr_platform.config import TrainConfig
+from dr_platform.data import partition
+from dr_platform.data.loader import ImageSet
+from dr_platform.data.partition import Stream
+from dr_platform.errors import TrainingError
+from dr_platform.gan.ema import ema_beta, update_ema
+from dr_platform.records import Tick
+from dr_platform.training.group import Group
+from dr_platform.training.report import Progress, Reporter
+from dr_platform.training.state import TrainingState
+from dr_platform.training.step import Players, Scalars, gradient_norm
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+STOP_FILE = "stop"
+_KEEP_CHECKPOINTS = 2
+_GRID_SEEDS = range(16)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know besides the state and the images."""
+
+    config: TrainConfig
+    run_directory: Path
+    describe: dict[str, Any]  # the fields of records.Checkpoint that do not change during the training
+    batch_per_worker: int | None = None
+
+    @property
+    def images_total(self) -> int:
+        """Length of the training in images, a whole number of steps."""
+        return self.steps_total * self.config.batch
+
+    @property
+    def steps_total(self) -> int:
+        """Length of the training in steps."""
+        return max(1, round(self.config.kimg * 1000 / self.config.batch))
+
+    @property
+    def steps_per_tick(self) -> int:
+        """Steps between two reports."""
+        return max(1, round(self.config.tick_kimg * 1000 / self.config.batch))
+
+
+def train(job: Job, state: TrainingState, images: ImageSet, group: Group, reporter: Reporter) -> bool:
+    """Train from `state` to the length of the job; returns False if asked to stop before (see `STOP_FILE`).
+
+    Commits checkpoints under `job.run_directory / CHECKPOINTS`. Raises TrainingError, on every worker alike, if a
+    gradient is not finite (naming step and phase) or a checkpoint cannot be written.
+    """
+    config = job.config
+    size = partition.micro_batch_size(config.batch, group.world, config.mbstd_group, job.batch_per_worker)
+    mine = partition.micro_batches(config.batch, group.world, group.rank, config.mbstd_group, size)
+    players = Players(state.generator, state.discriminator, group)
+    clock = _Clock(state.images_seen)
+    reporter.resume(state.images_seen)
+    if state.step == 0:
+        _draw_samples(state, group, reporter)
+
+    while state.step < job.steps_total:
+        # One step: the phases, the average of G, the counters.
+        scalars = take_step(config, state, players, images, mine)
+        _add_totals(state, scalars, group)
+        stop = group.any(group.is_first and (job.run_directory / STOP_FILE).exists())
+        done = state.step == job.steps_total
+        if group.is_first:
+            reporter.progress(clock.progress(state.images_seen, job.images_total))
+
+        # Once per tick: samples, a checkpoint if due, the report.
+        tick_ends = done or state.step % job.steps_per_tick == 0
+        ticks = state.step // job.steps_per_tick
+        due = done or stop or (tick_ends and ticks % config.checkpoint_ticks == 0)
+        tick = None
+        if tick_ends:
+            tick = clock.tick(state, job.images_total, _draw_samples(state, group, reporter), due)
+            state.totals = {}
+        # The tick first: a crash in between then repeats it, where the other order would lose it.
+        if tick is not None and group.is_first:
+            reporter.tick(tick)
+        if due:
+            commit(job, state, group, complete=done)
+        if stop and not done:
+            return False
+    return True
+
+
+def take_step(
+    config: TrainConfig, state: TrainingState, players: Players, images: ImageSet, mine: partition.Integers
+) -> Scalars:
+    """One optimiser step of G and D (and of R1 where due) on the global batch; moves the state to the next step.
+
+    mine: [rounds, size] positions in the global batch that this worker takes.
+    """
+    scalars = Scalars()
+    device = players.group.device
+    real = _real_images(config, state.step, images, mine).to(device)
+
+    players.generator_phase(_latents(config, state.step, Stream.GENERATOR_LATENTS, mine).to(device), scalars)
+    _apply(state, "generator", scalars)
+
+    latents = _latents(config, state.step, Stream.DISCRIMINATOR_LATENTS, mine).to(device)
+    statistics = players.discriminator_phase(real, latents, scalars)
+    _apply(state, "discriminator", scalars)
+    state.generator.apply_statistics(statistics)
+
+    if state.step % config.r1_interval == 0 and config.gamma > 0:
+        players.r1_phase(real, config.gamma * config.r1_interval, scalars)
+        _apply(state, "r1", scalars)
+
+    beta = ema_beta(config.batch, config.ema_kimg * 1000, state.images_seen, config.ema_rampup)
+    update_ema(state.generator_ema, state.generator, beta)
+    state.step += 1
+    state.images_seen += config.batch
+    return scalars
+
+
+def commit(job: Job, state: TrainingState, group: Group, *, complete: bool) -> None:
+    """Rank 0 writes a checkpoint; every worker learns whether that went well. Raises TrainingError if not."""
+    failure: TrainingError | None = None
+    if group.is_first:
+        root = job.run_directory / CHECKPOINTS
+        describe = {
+            **job.describe,
+            "step": state.step,
+            "images_seen": state.images_seen,
+            "complete": complete,
+            "generator": state.generator.init_kwargs,
+            "discriminator": state.discriminator.init_kwargs,
+        }
+        try:
+            checkpoint.write(root, state.tensors(), state.counters(), describe)
+            checkpoint.prune(root, _KEEP_CHECKPOINTS)
+        except TrainingError as error:
+            failure = error
+    if group.any(failure is not None):
+        raise failure or TrainingError("Rank 0 could not write a checkpoint; its message says why.")
+
+
+def _apply(state: TrainingState, phase: str, scalars: Scalars) -> None:
+    network = state.generator if phase == "generator" else state.discriminator
+    optimizer = state.optimizer_g if phase == "generator" else state.optimizer_d
+    norm = gradient_norm(network)
+    if not torch.isfinite(norm):
+        raise TrainingError(
+            f"The gradient of the {phase} phase is {norm.item()} at step {state.step + 1} "
+            f"({state.images_seen} images). Lower train.lr_generator, train.lr_discriminator or raise train.gamma."
+        )
+    scalars.add(f"gradient/{phase}", norm)
+    optimizer.step()
+
+
+def _real_images(config: TrainConfig, step: int, images: ImageSet, mine: partition.Integers) -> Tensor:
+    chosen = partition.batch_images(step, config.batch, len(images), config.seed)[mine]
+    flips = (
+        partition.batch_mirror(step, config.batch, config.seed)[mine] if config.mirror else np.zeros_like(mine, bool)
+    )
+    return torch.stack([images.batch(indices, flip) for indices, flip in zip(chosen, flips, strict=True)])
+
+
+def _latents(config: TrainConfig, step: int, stream: Stream, mine: partition.Integers) -> Tensor:
+    source = torch.Generator().manual_seed(partition.stream_seed(config.seed, stream, step))
+    return torch.randn(config.batch, config.z_dim, generator=source)[torch.from_numpy(mine)]
+
+
+def _add_totals(state: TrainingState, scalars: Scalars, group: Group) -> None:
+    """Add a step's scalars to the tick's totals, over all workers; gradient norms are the same on each of them."""
+    names = sorted(scalars.sums)
+    sums = group.sum(torch.stack([scalars.sums[name] for name in names]))
+    for name, value in zip(names, sums.tolist(), strict=True):
+        total, count = state.totals.get(name, (0.0, 0.0))
+        state.totals[name] = (total + value, count + scalars.counts[name] * group.world)
+
+
+def _draw_samples(state: TrainingState, group: Group, reporter: Reporter) -> str | None:
+    if not group.is_first:
+        return None
+    images = sampling.sample_images(state.generator_ema, list(_GRID_SEEDS), psi=1.0, batch=8)
+    return reporter.samples(f"images-{state.images_seen:09d}.png", images)
+
+
+class _Clock:
+    """Speed and time left, measured since this process began to train."""
+
+    def __init__(self, images_seen: int) -> None:
+        self._start = self._tick_start = time.monotonic()
+        self._first = self._tick_first = images_seen
+
+    def progress(self, seen: int, total: int) -> Progress:
+        rate = (seen - self._first) / max(time.monotonic() - self._start, 1e-9)
+        return Progress(seen, total, rate, (total - seen) / max(rate, 1e-9))
+
+    def tick(self, state: TrainingState, total: int, samples: str | None, committed: bool) -> Tick:
+        now = time.monotonic()
+        seconds = now - self._tick_start
+        overall = self.progress(state.images_seen, total)
+        tick = Tick(
+            step=state.step,
+            images_seen=state.images_seen,
+            images_total=total,
+            seconds=seconds,
+            images_per_second=(state.images_seen - self._tick_first) / max(seconds, 1e-9),
+            eta_seconds=overall.eta_seconds,
+            memory_gib=_memory_gib(),
+            scalars={name: value / count for name, (value, count) in sorted(state.totals.items())},
+            samples=samples,
+            checkpoint=committed,
+        )
+        self._tick_start, self._tick_first = now, state.images_seen
+        return tick
+
+
+def _memory_gib() -> float:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

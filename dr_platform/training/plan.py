@@ -1,0 +1,83 @@
+"""From parameters and prepared images to a training that has a name: what is trained, on what, from which weights.
+
+The name of a run is a function of configuration, data and initial weights. So the same command continues a run, and a
+changed gamma never does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dr_platform import files
+from dr_platform.config import Params, TrainConfig
+from dr_platform.data.loader import ImageSet, load_images
+from dr_platform.records import Visibility
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Where a transfer starts: a directory of named tensors (see transfer.py), and what is in it."""
+
+    directory: Path
+    parent: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """All a worker needs; travels to it by pickle, holds paths and digests but no images."""
+
+    config: TrainConfig
+    prepared_root: Path
+    run_directory: Path
+    grade: int
+    resolution: int
+    use: str  # prepare.visibility: all | public-only
+    visibility: Visibility
+    train_images: int
+    data_sha256: str
+    config_sha256: str
+    initial: InitialWeights | None
+    batch_per_worker: int | None
+    threads: int
+
+    @property
+    def run(self) -> str:
+        """The run's name, also that of its directory."""
+        return self.run_directory.name
+
+    def load(self) -> ImageSet:
+        """The training images of the plan."""
+        return load_images(self.prepared_root, self.grade, subset=self.config.subset, visibility=self.use)
+
+
+def make_plan(params: Params, prepared_root: Path, storage: Path, initial: InitialWeights | None = None) -> TrainPlan:
+    """The training that `params` ask for on the prepared images. Raises DataError if these are missing or too few."""
+    prepare, config = params.prepare, params.train
+    images = load_images(prepared_root, prepare.grade, subset=config.subset, visibility=prepare.visibility)
+    config_sha256 = files.sha256_json(
+        {
+            "train": config.model_dump(mode="json"),
+            "resolution": images.resolution,
+            "initial": initial.sha256 if initial else None,
+        }
+    )
+    fingerprint = files.sha256_json([config_sha256, images.sha256])[:10]
+    letter = config.config.removeprefix("stylegan3-")
+    name = f"dr{prepare.grade}-{letter}{images.resolution}-n{len(images)}-g{config.gamma:g}-{fingerprint}"
+    return TrainPlan(
+        config=config,
+        prepared_root=prepared_root,
+        run_directory=storage / name,
+        grade=prepare.grade,
+        resolution=images.resolution,
+        use=prepare.visibility,
+        visibility=images.visibility,
+        train_images=len(images),
+        data_sha256=images.sha256,
+        config_sha256=config_sha256,
+        initial=initial,
+        batch_per_worker=params.site.batch_per_worker,
+        threads=params.site.threads_per_worker,
+    )

@@ -1,0 +1,342 @@
+"""A folder and a CSV: mistakes in the table stop it with nothing written, broken images are listed, pixels get in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dr_platform import files
+from dr_platform.data import collections
+from dr_platform.data.ingest import ColumnMap, ingest
+from dr_platform.errors import DataError
+
+FUNDUS_MINI = Path(__file__).resolve().parents[2] / "../shared/data/fundus-mini"
+
+
+def picture(seed: int = 0, height: int = 20, width: int = 24) -> np.ndarray:
+    """A smooth picture with a direction: JPEG keeps it, and a turned one is another one."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 255 / width, y * 255 / height, np.full(x.shape, 10.0 * seed)], axis=2).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three good images: a.png, b.jpg and c.tif."""
+    path = tmp_path / "source"
+    path.mkdir()
+    Image.fromarray(picture(1)).save(path / "a.png")
+    Image.fromarray(picture(2)).save(path / "b.jpg", quality=98, subsampling=0)
+    Image.fromarray(picture(3)).save(path / "c.tif")
+    return path
+
+
+def table(folder: Path, text: str = "image_id,grade\na,0\nb,1\nc,2\n") -> Path:
+    path = folder.parent / "labels.csv"
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def take(folder: Path, labels: Path, **options: object) -> collections.Collection:
+    result = ingest(folder, labels, "clinic", "public", folder.parent / "raw", **options)  # type: ignore[arg-type]
+    return result.collection
+
+
+def rows_of(folder: Path) -> list[collections.ImageRow]:
+    return collections.read_collection(folder.parent / "raw" / "public" / "clinic")[1]
+
+
+def stored(folder: Path, image_id: str) -> np.ndarray:
+    directory = folder.parent / "raw" / "public" / "clinic"
+    return next(collections.read_image(directory, row) for row in rows_of(folder) if row.image_id == image_id)
+
+
+def written(folder: Path) -> list[Path]:
+    return [path for path in (folder.parent / "raw").rglob("*") if path.is_file()]
+
+
+# ---- what goes right -------------------------------------------------------------------------------------------------
+
+
+def test_lossless_sources_keep_every_pixel_and_lossy_ones_nearly(folder: Path) -> None:
+    assert take(folder, table(folder)).images == 3
+    assert np.array_equal(stored(folder, "a"), picture(1))
+    assert np.array_equal(stored(folder, "c"), picture(3))
+    # Quality 95 quantises a smooth block by steps of at most a few grey levels.
+    assert np.abs(stored(folder, "b").astype(int) - picture(2).astype(int)).max() <= 8
+
+
+def test_the_same_folder_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    labels = table(folder)
+    first, second = (ingest(folder, labels, "clinic", "public", tmp_path / where).directory for where in ("x", "y"))
+    assert files.content_digest(first) == files.content_digest(second)
+
+
+def test_columns_may_have_other_names(folder: Path) -> None:
+    labels = table(folder, "name,DR,subject,side\na.png,3.0,p1,OD\nb.jpg,,p1,left\n")
+    take(folder, labels, columns=ColumnMap(file="name", grade="DR", patient_id="subject", eye="side"))
+    found = [(row.image_id, row.grade, row.patient_id, row.eye) for row in rows_of(folder)]
+    assert found == [("a", 3, "p1", "right"), ("b", None, "p1", "left")]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_the_dialect_of_the_table_does_not_matter(delimiter: str, ends: str, mark: str, folder: Path) -> None:
+    lines = ["image_id,grade,source", 'a,0,"Clinic, ward 2"', "", "b,1,", "c,2,x"]
+    text = mark + ends.join(line.replace(",", delimiter).replace(f"Clinic{delimiter} ", "Clinic, ") for line in lines)
+    take(folder, table(folder, text))
+    assert [(row.image_id, row.grade, row.source) for row in rows_of(folder)] == [
+        ("a", 0, "Clinic, ward 2"), ("b", 1, ""), ("c", 2, "x"),
+    ]  # fmt: skip
+
+
+def test_an_upper_case_ending_and_a_subfolder_are_found(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "a.png").rename(folder / "deep" / "a.PNG")
+    take(folder, table(folder, "image_id,grade\ndeep/a,1\nb.jpg,1\n"))
+    assert [row.image_id for row in rows_of(folder)] == ["deep/a", "b.jpg"]
+
+
+def test_a_photograph_is_stored_upright(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the scene is the right side of the stored picture
+    for name in ("a.png", "b.jpg", "c.tif"):
+        Image.fromarray(picture(1)).save(folder / name, exif=exif, quality=98, subsampling=0)
+    take(folder, table(folder))
+    upright = np.rot90(picture(1), k=-1)
+    for image_id in "abc":
+        assert stored(folder, image_id).shape == upright.shape
+        assert np.abs(stored(folder, image_id).astype(int) - upright.astype(int)).max() <= 8
+
+
+def test_nothing_but_pixels_gets_in(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "DOE^JANE"
+    for name in ("a.png", "b.jpg", "c.tif"):
+        Image.fromarray(picture(1)).save(folder / name, exif=exif, comment=b"DOE^JANE", icc_profile=b"DOE^JANE")
+    with open(folder / "b.jpg", "ab") as stream:
+        stream.write(b"DOE^JANE")
+    take(folder, table(folder))
+    for path in written(folder):
+        assert b"DOE" not in path.read_bytes()
+        if path.suffix in (".png", ".jpg"):
+            with Image.open(path) as image:
+                assert not image.getexif()
+                assert not image.info.keys() - {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [
+        ("L", 200, (200, 200, 200)),
+        ("RGBA", (100, 50, 20, 255), (100, 50, 20)),
+        ("RGBA", (100, 50, 20, 0), (0, 0, 0)),
+        ("LA", (80, 255), (80, 80, 80)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 257 * 100, (100, 100, 100)),
+    ],
+)
+def test_every_mode_has_its_rule(mode: str, value: object, expected: tuple[int, ...], folder: Path) -> None:
+    Image.new(mode, (16, 16), value).save(folder / "c.tif")  # type: ignore[arg-type]
+    take(folder, table(folder))
+    assert np.array_equal(stored(folder, "c"), np.broadcast_to(expected, (16, 16, 3)))
+
+
+def test_a_palette_is_resolved(folder: Path) -> None:
+    Image.fromarray(picture(1)).quantize(16).save(folder / "a.png")
+    expected = np.asarray(Image.open(folder / "a.png").convert("RGB"))
+    take(folder, table(folder))
+    assert np.array_equal(stored(folder, "a"), expected)
+
+
+# ---- mistakes in the table -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image_id,level\na,1\n", r"no column 'grade' for grade\. It has: image_id, level"),
+        ("name,grade\na,1\n", r"neither a column 'image_id' nor 'file'\. It has: name, grade"),
+        ("image_id,grade,grade\na,1,1\n", "two columns 'grade'"),
+        ("image_id,grade\na,1\nb,2\n\na,1\n", "row 5: image_id 'a' is in row 2 already"),
+        ("image_id,file,grade\nx,a.png,1\ny,a.png,1\n", r"row 3: file 'a\.png' is in row 2 already"),
+        ("image_id,grade\na,1\nb,5\n", "row 3: grade is '5'; accepted are 0, 1, 2, 3, 4"),
+        ("image_id,grade\na,mild\n", "row 2: grade is 'mild'"),
+        ("image_id,grade\na,1.5\n", r"row 2: grade is '1\.5'"),
+        ("image_id,grade,eye\na,1,both\n", "row 2: eye is 'both'; accepted are left, right"),
+        ("image_id,grade\n,1\n", "row 2: no image_id and no file"),
+        ("image_id,grade\na,1,surplus\n", "row 2 has 3 fields, the header 2"),
+        ('image_id,grade\n"a,1\n', "not CSV"),
+        ("image_id,grade\n", "no rows"),
+        ("", "is empty"),
+    ],
+)
+def test_a_mistake_in_the_table_is_named_and_nothing_is_written(text: str, message: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        take(folder, table(folder, text))
+    assert "labels.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not written(folder)
+
+
+def test_a_column_named_on_purpose_must_be_there(folder: Path) -> None:
+    with pytest.raises(DataError, match="no column 'subject' for patient_id"):
+        take(folder, table(folder), columns=ColumnMap(patient_id="subject"))
+
+
+def test_a_table_that_is_no_text_is_refused(folder: Path) -> None:
+    labels = table(folder)
+    labels.write_bytes("image_id,grade,source\na,1,Universität\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8 at byte"):
+        take(folder, labels)
+
+
+def test_a_missing_table_or_folder_is_named(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.csv cannot be read"):
+        take(folder, folder / "nowhere.csv")
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        ingest(folder / "nowhere", table(folder), "clinic", "public", folder.parent / "raw")
+
+
+# ---- images that cannot be used --------------------------------------------------------------------------------------
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def encoded(kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture(1, 64, 64)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def flipped(content: bytes) -> bytes:
+    """The same with one bit changed in the middle, among the compressed pixels."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def frames() -> bytes:
+    return encoded("TIFF", save_all=True, append_images=[Image.fromarray(picture(2, 64, 64))])
+
+
+def float_tiff() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((16, 16), dtype=np.float32)).save(stream, "TIFF")
+    return stream.getvalue()
+
+
+BROKEN = {
+    "missing": (None, "no such file"),
+    "empty": (b"", "not a JPEG, PNG or TIFF"),
+    "text": (b"this is no image", "not a JPEG, PNG or TIFF"),
+    "gif": (encoded("GIF"), "not a JPEG, PNG or TIFF"),
+    "cut-jpeg": (encoded("JPEG")[:-200], "cannot be decoded"),
+    "cut-png": (encoded("PNG")[:-100], "cannot be decoded"),
+    "cut-tiff": (encoded("TIFF")[: 64 * 64], "cannot be decoded|not a JPEG"),
+    "flipped-png": (flipped(encoded("PNG")), "cannot be decoded"),
+    "large": (png_header(8001, 8000), "8001 x 8000 pixels are more than 64 million"),
+    "bomb": (png_header(100_000, 100_000), "more than 64 million pixels"),
+    "frames": (frames(), "holds 2 pictures"),
+    "float": (float_tiff(), "mode F"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_an_image_that_cannot_be_used_is_listed_and_the_rest_goes_on(case: str, folder: Path) -> None:
+    content, reason = BROKEN[case]
+    if content is not None:
+        (folder / "bad.png").write_bytes(content)
+    record = take(folder, table(folder, "image_id,file,grade\na,a.png,1\nx,bad.png,1\nb,b.jpg,1\n"))
+    assert (record.images, record.rejected) == (2, 1)
+    with open(folder.parent / "raw" / "public" / "clinic" / "import-report.csv", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["file"], row["image_id"]) == ("bad.png", "x")
+    assert re.search(reason, row["reason"])
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_strict_turns_the_first_of_them_into_a_failure(case: str, folder: Path) -> None:
+    content, reason = BROKEN[case]
+    if content is not None:
+        (folder / "bad.png").write_bytes(content)
+    labels = table(folder, "image_id,file,grade\na,a.png,1\nx,bad.png,1\nb,b.jpg,1\n")
+    with pytest.raises(DataError, match=rf"row 3: bad\.png cannot be used: .*({reason})"):
+        take(folder, labels, strict=True)
+    assert not written(folder)
+
+
+@pytest.mark.parametrize("path", ["../outside.png", "/etc/outside.png", "sub/../../outside.png", "..\\outside.png"])
+def test_a_path_out_of_the_folder_is_not_followed(path: str, folder: Path) -> None:
+    Image.fromarray(picture()).save(folder.parent / "outside.png")
+    record = take(folder, table(folder, f"file,grade\n{path},1\na.png,1\n"))
+    assert (record.images, record.rejected) == (1, 1)
+
+
+def test_two_files_of_one_name_are_not_chosen_between(folder: Path) -> None:
+    Image.fromarray(picture()).save(folder / "a.tif")
+    assert take(folder, table(folder)).rejected == 1
+
+
+def test_no_usable_image_at_all_is_a_failure(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"None of the 2 images.*no file of that name"):
+        take(folder, table(folder, "image_id,grade\nx,1\ny,1\n"))
+    assert not written(folder)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_taken_is_refused_unless_replaced(folder: Path) -> None:
+    take(folder, table(folder))
+    before = files.content_digest(folder.parent / "raw")
+    with pytest.raises(DataError, match="a collection clinic already"):
+        take(folder, table(folder, "image_id,grade\na,1\n"))
+    with pytest.raises(DataError, match="grade is '9'"):
+        take(folder, table(folder, "image_id,grade\na,9\n"), replace=True)
+    assert files.content_digest(folder.parent / "raw") == before
+    assert take(folder, table(folder, "image_id,grade\na,1\n"), replace=True).images == 1
+    assert len(rows_of(folder)) == 1
+
+
+def test_a_name_has_one_visibility(folder: Path) -> None:
+    take(folder, table(folder))
+    for replace in (False, True):
+        with pytest.raises(DataError, match="a public collection clinic already"):
+            ingest(folder, table(folder), "clinic", "proprietary", folder.parent / "raw", replace=replace)
+
+
+# ---- real photographs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not FUNDUS_MINI.is_dir(), reason="the shared photographs are not here")
+def test_real_photographs_get_in_whole_and_soon(tmp_path: Path) -> None:
+    started = time.monotonic()
+    columns = ColumnMap(eye="laterality")
+    result = ingest(FUNDUS_MINI, FUNDUS_MINI / "labels.csv", "fundus-mini", "public", tmp_path, columns, strict=True)
+    assert time.monotonic() - started < 60  # 1 s on an idle core
+    assert (result.collection.images, result.without_grade, result.without_patient) == (1640, 34, 1640)
+    _, rows = collections.read_collection(result.directory)
+    assert [sum(row.grade == grade for row in rows) for grade in range(5)] == [720, 186, 326, 282, 92]
+    row = next(row for row in rows if row.file.endswith(".png"))
+    with open(FUNDUS_MINI / "labels.csv", newline="") as stream:
+        source = next(line["file"] for line in csv.DictReader(stream) if line["image_id"] == row.image_id)
+    original = np.asarray(Image.open(FUNDUS_MINI / source).convert("RGB"))
+    assert np.array_equal(collections.read_image(result.directory, row), original)

@@ -1,0 +1,181 @@
+"""A generator and real images to a report, and reports side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dr_platform.config import EvaluateConfig
+from dr_platform.errors import EvaluationError
+from dr_platform.evaluation.evaluate import compare, evaluate, generated_features, image_seeds
+from dr_platform.evaluation.features import choose_extractor
+from dr_platform.gan import Generator
+from dr_platform.records import Checkpoint, EvalReport
+
+DATA, STATE = "d" * 64, "c" * 64
+
+
+@pytest.fixture
+def measure(
+    waves: torch.nn.Module, blobs: np.ndarray, config: EvaluateConfig, checkpoint: Checkpoint, tmp_path: Path
+) -> Callable[..., EvalReport]:
+    """The evaluation of the wave generator against the blobs, with any part replaced."""
+
+    def run(
+        generator: torch.nn.Module = waves,
+        real: np.ndarray = blobs,
+        config: EvaluateConfig = config,
+        progress: Callable[[int, int], None] | None = None,
+        labels: np.ndarray | None = None,
+    ) -> EvalReport:
+        return evaluate(
+            generator,
+            real,
+            DATA,
+            config,
+            checkpoint=checkpoint,
+            checkpoint_sha256=STATE,
+            cache_dir=tmp_path / "features",
+            labels=labels,
+            progress=progress,
+        )
+
+    return run
+
+
+def changed(config: EvaluateConfig, **values: object) -> EvaluateConfig:
+    return config.model_copy(update=values)
+
+
+def test_a_report_says_what_was_measured_against_what(
+    measure: Callable[..., EvalReport], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    report = measure()
+    assert [metric.name for metric in report.metrics] == [
+        "fid__drp-small-v1",
+        "kid__drp-small-v1",
+        "eq_t_int_db",
+        "eq_t_frac_db",
+        "eq_r_db",
+    ]
+    assert (report.checkpoint_sha256, report.data_sha256) == (STATE, checkpoint.data_sha256)
+    assert (report.reference, report.reference_sha256, report.seed) == ("train, 120 images", DATA, 3)
+    fid, kid, integer, *_ = report.metrics
+    assert (fid.n_fake, fid.n_real, fid.extractor.features, fid.higher_is_better) == (100, 120, 95, False)
+    assert fid.spread > 0
+    assert kid.spread_kind == "jackknife standard error; 10 subsets of 50 images"
+    assert (integer.n_fake, integer.n_real, integer.extractor, integer.higher_is_better) == (8, None, None, True)
+    assert integer.value > 100  # the wave generator moves with its input
+    report.write(tmp_path / "report.json")
+    assert EvalReport.read(tmp_path / "report.json") == report
+
+
+def test_the_same_evaluation_gives_the_same_report(measure: Callable[..., EvalReport]) -> None:
+    assert measure() == measure()
+
+
+def test_another_seed_takes_other_images(measure: Callable[..., EvalReport], config: EvaluateConfig) -> None:
+    assert measure().metrics[0].value != measure(config=changed(config, seed=4)).metrics[0].value
+    assert not set(image_seeds(0, 1000)) & set(image_seeds(1, 1000))
+    assert image_seeds(0, 3) == [0, 1, 2]
+    assert max(image_seeds(2**32 - 1, 5)) < 2**32
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100])
+def test_batch_size_does_not_change_the_features(config: EvaluateConfig, batch: int) -> None:
+    torch.manual_seed(0)
+    generator = Generator(z_dim=16, w_dim=16, img_resolution=32, num_layers=4, channel_base=256, channel_max=8)
+    small = choose_extractor("small")
+    whole = generated_features(generator, small, changed(config, images=20, batch=20))
+    parts = generated_features(generator, small, changed(config, images=20, batch=batch))
+    # A rounding difference in float32 may turn one pixel by one grey level of 255, in one of 64·64 places.
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-4)
+    assert np.median(np.abs(parts - whole)) < 1e-6
+
+
+def test_batch_size_does_not_change_the_report(measure: Callable[..., EvalReport], config: EvaluateConfig) -> None:
+    for ours, theirs in zip(measure().metrics, measure(config=changed(config, batch=33)).metrics, strict=True):
+        assert ours.value == pytest.approx(theirs.value, abs=1e-6)
+
+
+def test_progress_grows_to_its_announced_end(measure: Callable[..., EvalReport]) -> None:
+    seen: list[tuple[int, int]] = []
+    measure(progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (120 + 100 + 4 * 8, 120 + 100 + 4 * 8)
+
+
+def test_real_images_are_looked_at_once(measure: Callable[..., EvalReport], tmp_path: Path) -> None:
+    measure()
+    (kept,) = (tmp_path / "features").iterdir()
+    before = kept.stat().st_mtime_ns
+    measure()
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_a_conditional_generator_gets_the_labels_of_real_images(
+    measure: Callable[..., EvalReport], make_waves: Callable[..., torch.nn.Module]
+) -> None:
+    always_second = np.eye(2, dtype=np.float32)[np.ones(120, dtype=int)]
+    plain, labelled = measure(), measure(make_waves(c_dim=2), labels=always_second)
+    assert plain.metrics[0].value != labelled.metrics[0].value
+
+
+def test_a_generator_whose_images_are_not_finite_is_refused(measure: Callable[..., EvalReport]) -> None:
+    class Broken(torch.nn.Module):
+        z_dim = 4
+
+        def forward(self, z: torch.Tensor, c: None, truncation_psi: float) -> torch.Tensor:
+            return torch.full((len(z), 3, 32, 32), float("inf"))
+
+    with pytest.raises(EvaluationError, match="not finite, so nothing can be measured"):
+        measure(Broken())
+
+
+def test_reference_images_of_another_size_are_refused(measure: Callable[..., EvalReport], blobs: np.ndarray) -> None:
+    with pytest.raises(EvaluationError, match=r"uint8 \[120, 16, 16, 3\], but the checkpoint makes images of 32 x 32"):
+        measure(real=blobs[:, ::2, ::2])
+
+
+def test_a_single_image_is_refused(measure: Callable[..., EvalReport], blobs: np.ndarray) -> None:
+    with pytest.raises(EvaluationError, match="there are 1 real and 100 generated"):
+        measure(real=blobs[:1])
+
+
+def altered(report: EvalReport, **values: object) -> EvalReport:
+    return report.model_copy(update={"metrics": tuple(m.model_copy(update=values) for m in report.metrics)})
+
+
+def test_a_comparison_joins_values_and_spreads(measure: Callable[..., EvalReport]) -> None:
+    report = measure()
+    found = compare(report, altered(report, value=7.0), "fid")
+    assert found.metric == "fid__drp-small-v1"
+    assert found.difference == 7.0 - report.metrics[0].value
+    assert found.spread == pytest.approx(2**0.5 * report.metrics[0].spread)
+    assert found.same_reference
+    assert compare(report, altered(report, spread=None), "fid").spread is None
+    assert compare(report, report, "eq_r_db").difference == 0
+
+
+def test_a_comparison_across_extractors_is_refused(measure: Callable[..., EvalReport]) -> None:
+    report = measure()
+    other = report.metrics[0].extractor.model_copy(update={"name": "inception-v3-2015-12-05"})
+    with pytest.raises(EvaluationError, match=r"drp-small-v1 .* inception-v3-2015-12-05 .* not comparable"):
+        compare(report, altered(report, extractor=other), "fid")
+
+
+@pytest.mark.parametrize("count", ["n_fake", "n_real"])
+def test_a_comparison_across_numbers_of_images_is_refused(measure: Callable[..., EvalReport], count: str) -> None:
+    report = measure()
+    with pytest.raises(EvaluationError, match="biases differ"):
+        compare(report, altered(report, **{count: 99}), "kid")
+
+
+def test_a_comparison_of_a_metric_that_is_not_there_is_refused(measure: Callable[..., EvalReport]) -> None:
+    report = measure()
+    with pytest.raises(EvaluationError, match="has no recall"):
+        compare(report, report, "recall")

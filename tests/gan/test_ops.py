@@ -1,0 +1,232 @@
+"""Operators: against their definitions, against closed forms, then against the published numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import reference_ops
+import torch
+from gan_golden import golden, needs_golden, relative_error
+
+from dr_platform.gan import ops
+from dr_platform.gan.filters import lowpass_filter
+from dr_platform.gan.ops import FullyConnected, filtered_lrelu, leaky_clamp, modulated_conv2d, resample
+
+# Rounding of float64 through a few hundred products.
+EXACT = 1e-12
+
+PADDINGS = [(0, 0, 0, 0), (9, 8, 9, 8), (-3, -6, 2, -5), (1, -9, -8, 3), (14, 3, 0, 11)]
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("taps", [None, 5, (3, 4)], ids=str)
+@pytest.mark.parametrize("up", [(1, 1), (2, 2), (3, 2), (4, 5)])
+@pytest.mark.parametrize("down", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("padding", PADDINGS, ids=str)
+def test_resampling_equals_inserting_zeros_filtering_and_dropping(taps, up, down, padding):
+    x = normal(2, 3, 20, 19)
+    filter = None if taps is None else normal(*([taps] if isinstance(taps, int) else taps), seed=1)
+    theirs = reference_ops.upfirdn(x, filter, up, down, padding, gain=1.7)
+    ours = resample(x, filter, up, down, padding, gain=1.7)
+    torch.testing.assert_close(ours, theirs, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("up", [1, 2, 4])
+@pytest.mark.parametrize("padding", PADDINGS, ids=str)
+def test_band_matrices_equal_convolutions(up, padding, monkeypatch):
+    x, filter = normal(1, 2, 21, 19).float(), normal(6, seed=1).float()  # single precision, for which a CPU convolves
+    monkeypatch.setattr(ops, "MATRIX_MIN_UP", 99)
+    convolved = resample(x, filter, up=up, padding=padding)
+    monkeypatch.setattr(ops, "MATRIX_MIN_UP", 1)
+    torch.testing.assert_close(resample(x, filter, up=up, padding=padding), convolved, rtol=1e-5, atol=1e-5)
+
+
+def test_separate_passes_equal_one_two_dimensional_convolution():
+    x, line = normal(1, 2, 13, 9), normal(6, seed=1)
+    both = ops._convolve(x, torch.outer(line, line), (2, 2), (1, 1), (3, 2, 1, 4))
+    columns = ops._convolve(x, line[:, None], (2, 1), (1, 1), (0, 0, 1, 4))
+    passes = ops._convolve(columns, line[None], (1, 2), (1, 1), (3, 2, 0, 0))
+    torch.testing.assert_close(passes, both, rtol=EXACT, atol=EXACT)
+
+
+def test_a_constant_stays_constant_away_from_the_border():
+    filter = lowpass_filter(12, 2.0, 12.0, 32.0)
+    y = resample(torch.full((1, 1, 30, 30), 3.0), filter, up=2, padding=(6, 5, 6, 5), gain=4)
+    # Each phase of an upsampling filter sums to 1/2 only up to its stop-band gain, 2e-3 for these 12 taps.
+    torch.testing.assert_close(y[:, :, 12:-12, 12:-12], torch.full((1, 1, 36, 36), 3.0), rtol=5e-3, atol=0)
+    assert y.mean() <= 3.01
+
+
+def test_a_matrix_first_made_in_inference_mode_serves_training_later():
+    ops._band_index.cache_clear()
+    filter = lowpass_filter(24, 4.0, 12.0, 64.0)
+    with torch.inference_mode():
+        resample(torch.ones(1, 1, 8, 8), filter, up=4)
+    x = torch.ones(1, 1, 8, 8, requires_grad=True)
+    resample(x, filter, up=4).sum().backward()
+    assert x.grad is not None
+
+
+LRELU_CASES = [(2, 2, (9, 8, 9, 8), False), (4, 2, (-6, -9, -6, -9), False), (2, 2, (11, 10, 11, 10), True)]
+
+
+@pytest.mark.parametrize(("up", "down", "padding", "radial"), LRELU_CASES, ids=["up2", "up4", "radial"])
+@pytest.mark.parametrize("clamp", [None, 0.5, 256.0])
+def test_filtered_lrelu_equals_its_definition(up, down, padding, radial, clamp):
+    rate = 32.0 * up / 2
+    x, bias = normal(2, 3, 14, 14), normal(3, seed=1)
+    up_filter = lowpass_filter(6 * up, 2.0, 12.0, rate).double()
+    down_filter = lowpass_filter(12, 4.0, 12.0, rate, radial=radial).double()
+    arguments = (up_filter, down_filter, bias, up, down, padding, math.sqrt(2), 0.2, clamp)
+    theirs = reference_ops.filtered_lrelu(x, *arguments)
+    torch.testing.assert_close(filtered_lrelu(x, *arguments), theirs, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize(("up", "down", "padding", "radial"), LRELU_CASES, ids=["up2", "up4", "radial"])
+def test_filtered_lrelu_has_correct_second_derivatives(up, down, padding, radial):
+    x, bias = normal(1, 1, 13, 13).requires_grad_(), normal(1, seed=1).requires_grad_()
+    up_filter = lowpass_filter(6 * up, 2.0, 12.0, 32.0).double()
+    down_filter = lowpass_filter(12, 4.0, 12.0, 32.0, radial=radial).double()
+
+    def apply(x, bias):
+        y = filtered_lrelu(x, up_filter, down_filter, bias, up, down, padding, clamp=0.9)
+        return y[:, :, ::3, ::3].square()  # squared: the operator alone has no second derivative
+
+    assert torch.autograd.gradcheck(apply, (x, bias), atol=1e-6)
+    assert torch.autograd.gradgradcheck(apply, (x, bias), atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.5, 100.0])
+def test_clamping_has_the_gradient_of_clamping_whether_or_not_a_value_reaches_the_limit(limit):
+    x = normal(50).requires_grad_()
+    (ours,) = torch.autograd.grad(leaky_clamp(x, clamp=limit).sum(), x)
+    slope = 0.2 + 0.8 * (x > 0).double()
+    torch.testing.assert_close(ours, (slope * ((x * slope).abs() < limit)).detach())
+
+
+def test_clamping_lets_no_value_hide_behind_a_nan():
+    y = leaky_clamp(torch.tensor([float("nan"), 1e9]), clamp=256.0)
+    assert y[1] == 256
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_modulated_convolution_equals_one_weight_per_sample(demodulate, kernel):
+    x, weight, styles = normal(3, 4, 7, 6), normal(5, 4, kernel, kernel, seed=1), normal(3, 4, seed=2)
+    theirs = reference_ops.modulated_conv2d(x, weight, styles, demodulate, padding=kernel - 1)
+    ours = modulated_conv2d(x, weight, styles, demodulate, padding=kernel - 1)
+    assert relative_error(ours, theirs) < 1e-8  # the epsilon of the demodulation
+
+
+def test_demodulation_makes_the_scale_of_styles_and_weights_irrelevant():
+    x, weight, styles = normal(2, 4, 5, 5), normal(3, 4, 3, 3, seed=1), normal(2, 4, seed=2)
+    scaled = modulated_conv2d(x, weight * 1e3, styles * 1e-3)
+    torch.testing.assert_close(scaled, modulated_conv2d(x, weight, styles))
+
+
+def test_modulated_convolution_has_correct_second_derivatives():
+    inputs = (normal(2, 2, 4, 4), normal(2, 2, 3, 3, seed=1), normal(2, 2, seed=2))
+    inputs = tuple(value.requires_grad_() for value in inputs)
+    assert torch.autograd.gradgradcheck(lambda x, w, s: modulated_conv2d(x, w, s, padding=1), inputs)
+
+
+def test_equalised_learning_rate_leaves_the_output_at_unit_scale():
+    torch.manual_seed(0)
+    y = FullyConnected(512, 512, lr_multiplier=0.01)(torch.randn(64, 512))
+    assert float(y.detach().std()) == pytest.approx(1, abs=0.03)  # 32768 values: 5 sigma
+
+
+# --- Published numbers ----------------------------------------------------------------------------------------------
+
+
+def gradients(y, dy, *inputs):
+    return torch.autograd.grad((y * dy.double()).sum(), inputs)
+
+
+@needs_golden
+def test_filtered_lrelu_and_its_gradients_equal_the_published_ones():
+    case = golden("ops_filtered_lrelu")
+    for name, options in case.meta["cases"].items():
+        x = case[f"{name}/x"].double().requires_grad_()
+        bias = case[f"{name}/b"].double().requires_grad_() if options["bias"] else None
+        y = filtered_lrelu(
+            x,
+            case.get(f"{name}/fu"),
+            case.get(f"{name}/fd"),
+            bias,
+            options["up"],
+            options["down"],
+            options["padding"],
+            options["gain"],
+            options["slope"],
+            options["clamp"],
+        )
+        assert relative_error(y, case[f"{name}/y"]) < 1e-10, name
+        inputs = [x] if bias is None else [x, bias]
+        for ours, key in zip(gradients(y, case[f"{name}/dy"], *inputs), ("dx", "db"), strict=False):
+            assert relative_error(ours, case[f"{name}/{key}"]) < 1e-10, (name, key)
+
+
+@needs_golden
+def test_modulated_convolution_and_its_gradients_equal_the_published_ones():
+    case = golden("ops_modconv")
+    for name, options in case.meta["cases"].items():
+        x, weight, styles = (case[f"{name}/{key}"].double().requires_grad_() for key in "xws")
+        gain = case.get(f"{name}/input_gain")
+        y = modulated_conv2d(
+            x, weight, styles, options["demodulate"], options["padding"], None if gain is None else gain.double()
+        )
+        assert relative_error(y, case[f"{name}/y"]) < 1e-10, name
+        for ours, key in zip(gradients(y, case[f"{name}/dy"], x, weight, styles), ("dx", "dw", "ds"), strict=True):
+            assert relative_error(ours, case[f"{name}/{key}"]) < 1e-9, (name, key)
+
+
+@needs_golden
+def test_resampling_and_its_gradient_equal_the_published_ones():
+    case = golden("ops_upfirdn2d")
+    for name, options in case.meta["cases"].items():
+        if not name.isdigit():
+            continue
+        x, filter = case[f"{name}/x"].double().requires_grad_(), case.get(f"{name}/f")
+        if filter is not None and options["flip_filter"]:
+            filter = filter.flip(tuple(range(filter.ndim)))
+        up, down = (tuple(v) if isinstance(v, list) else v for v in (options["up"], options["down"]))
+        y = resample(x, filter, up, down, options["padding"], options["gain"])
+        # The published code rounds filter times gain to float32, which shows where the gain is no power of two.
+        tolerance = 1e-10 if options["gain"] in (1, 4) else 1e-7
+        assert relative_error(y, case[f"{name}/y"]) < tolerance, name
+        (dx,) = gradients(y, case[f"{name}/dy"], x)
+        assert relative_error(dx, case[f"{name}/dx"]) < tolerance, name
+
+
+@needs_golden
+def test_activations_equal_the_published_ones():
+    case = golden("ops_bias_act")
+    slopes = {"linear": 1.0, "relu": 0.0, "lrelu": 0.2}
+    for name, options in case.meta["cases"].items():
+        if options["act"] == "lrelu" and options["alpha"] is not None:
+            slopes = {**slopes, "lrelu": options["alpha"]}
+        gain = options["gain"] or (1.0 if options["act"] == "linear" else math.sqrt(2))
+        x = case[f"{name}/x"].double()
+        if options["bias"]:
+            shape = [1] * x.ndim
+            shape[options["dim"]] = -1
+            x = x + case[f"{name}/b"].double().reshape(shape)
+        ours = leaky_clamp(x * gain, slopes[options["act"]], options["clamp"])
+        assert relative_error(ours, case[f"{name}/y"]) < 1e-10, name
+        slopes["lrelu"] = 0.2
+
+
+@needs_golden
+def test_fully_connected_layers_equal_the_published_ones():
+    case = golden("ops_layers")
+    for name, layer in (
+        ("fc_lrelu", FullyConnected(7, 5, lrelu=True, lr_multiplier=0.01)),
+        ("fc_linear_bias1", FullyConnected(6, 4, bias_init=1.0)),
+    ):
+        layer.load_state_dict({key: torch.tensor(value) for key, value in case.below(f"{name}/sd/").items()})
+        assert relative_error(layer(case[f"{name}/x"]), case[f"{name}/y"]) < 1e-6

@@ -1,0 +1,70 @@
+"""Writes are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dr_platform import files
+from dr_platform.errors import DataError
+
+
+def test_a_failed_directory_leaves_the_old_one(tmp_path):
+    target = tmp_path / "out"
+    with files.directory_aside(target, failure=DataError) as aside:
+        (aside / "a").write_text("old")
+
+    def fail() -> None:
+        with files.directory_aside(target, failure=DataError) as aside:
+            (aside / "a").write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (target / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_new_directory_replaces_the_old_one_whole(tmp_path):
+    target = tmp_path / "out"
+    for name in ("a", "b"):
+        with files.directory_aside(target, failure=DataError) as aside:
+            (aside / name).write_text(name)
+    assert os.listdir(target) == ["b"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("moment", ["write", "sync"])
+def test_a_kill_while_writing_leaves_no_directory(tmp_path, moment):
+    script = f"""
+import os, signal
+from pathlib import Path
+from dr_platform import files
+from dr_platform.errors import DataError
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+if {moment!r} == "sync": files.sync = die
+with files.directory_aside(Path({str(tmp_path / "out")!r}), failure=DataError) as aside:
+    (aside / "a").write_text("half")
+    if {moment!r} == "write": die()
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+
+
+def test_equal_values_have_equal_digests_whatever_their_order():
+    assert files.sha256_json({"a": 1, "b": [2, 3]}) == files.sha256_json({"b": [2, 3], "a": 1})
+    assert files.sha256_json({"a": 1}) != files.sha256_json({"a": 2})
+
+
+def test_the_digest_of_a_directory_follows_names_and_bytes(tmp_path):
+    (tmp_path / "a").write_text("1")
+    before = files.content_digest(tmp_path)
+    os.utime(tmp_path / "a", (0, 0))
+    assert files.content_digest(tmp_path) == before
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert files.content_digest(tmp_path) != before
