@@ -143,6 +143,7 @@ def fit(plan: TrainPlan, site: SiteConfig, listener: Listener | None = None) -> 
     with _locked(plan.run_directory):
         finished = finished_checkpoint(plan.run_directory)
         if finished is not None:
+            plan.require_own(checkpoint.verify(finished))
             for tick in read_ticks(plan.run_directory):
                 listener.on_tick(tick)
             return finished

@@ -42,9 +42,12 @@ def ingest(
     from dr_platform import lineage
     from dr_platform.data.ingest import ColumnMap
     from dr_platform.data.ingest import ingest as take_in
+    from dr_platform.errors import ConfigError
     from dr_platform.road import Project
 
     console = Console()
+    if visibility not in ("public", "proprietary"):
+        raise ConfigError(f"--visibility is {visibility!r}. Use public or proprietary.")
     project = Project.here()
     columns = ColumnMap(
         image_id=image_id, file=file, grade=grade, patient_id=patient_id, eye=eye, source=source, license=license_

@@ -41,17 +41,19 @@ def list_models(
     if as_json:
         console.json([_plain(version) for version in versions])
         return
-    table = plain_table("model", ">version", "alias", "registered", "visibility", "parent", "metrics")
+    stems = ("fid", "kid", "eq_t_int_db", "eq_r_db")
+    table = plain_table(
+        "model/version", "alias", "registered", "visibility", *(f">{stem}" for stem in stems), "extractor"
+    )
     for version in versions:
-        metrics = sorted((key.removeprefix("metric."), value) for key, value in version.tags.items() if _is_value(key))
+        values = {_stem(key): value for key, value in version.tags.items() if _is_value(key)}
         table.add_row(
-            version.model,
-            str(version.number),
+            f"{version.model}/{version.number}",
             ", ".join(version.aliases) or "–",
             f"{version.created:%Y-%m-%d %H:%M}",
             version.tags.get("visibility", "–"),
-            version.tags.get("parent", "–"),
-            "  ".join(f"{key} {value}" for key, value in metrics),
+            *(f"{float(values[stem]):.4g}" if stem in values else "–" for stem in stems),
+            next((value for key, value in version.tags.items() if key.endswith(".extractor")), "–").partition(" ")[0],
         )
     console.show(table)
     if not versions:
@@ -119,11 +121,14 @@ def compare(first: Reference, second: Reference, as_json: Json = False) -> None:
     if as_json:
         console.json({"first": f"{one.model}/{one.number}", "second": f"{two.model}/{two.number}", "metrics": rows})
         return
-    table = plain_table("metric", f">{one.model}/{one.number}", f">{two.model}/{two.number}", ">difference", "note")
+    table = plain_table("metric", f">{one.model}/{one.number}", f">{two.model}/{two.number}", ">difference")
     for row in rows:
         numbers = [f"{row[key]:.4g}" if row[key] is not None else "–" for key in ("first", "second", "difference")]
-        table.add_row(str(row["metric"]), *numbers, str(row["note"]))
+        table.add_row(str(row["metric"]), *numbers)
     console.show(table)
+    for row in rows:
+        if row["note"]:
+            console.say(f"{row['metric']}: {row['note']}")
 
 
 def _look_up(reference: str) -> tuple[ModelVersion, EvalReport]:
@@ -137,7 +142,12 @@ def _look_up(reference: str) -> tuple[ModelVersion, EvalReport]:
 
 def _is_value(tag: str) -> bool:
     """Whether a tag is a metric's value, rather than its n or extractor."""
-    return tag.startswith("metric.") and tag.count(".") == 1
+    return tag.startswith("metric.") and not tag.endswith((".n", ".spread", ".extractor"))
+
+
+def _stem(tag: str) -> str:
+    """metric.fid__drp-small-v1 -> fid"""
+    return tag.removeprefix("metric.").partition("__")[0]
 
 
 def _plain(version: ModelVersion) -> dict[str, object]:

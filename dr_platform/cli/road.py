@@ -230,11 +230,15 @@ def _transfer(console: Console, project: Project, targets: list[int], parent: st
         raise ConfigError(
             f"Grade {project.grade} is the one that prepare.grade trains from scratch. Choose another --to."
         )
+    tracker = project.tracker()
     if parent is None:
-        champion = project.tracker().champion(project.model_name)
+        champion = tracker.champion(project.model_name)
         if champion is None:
             raise RegistryError(f"{project.model_name} has no champion to start from. Run: drp promote latest")
         parent = f"{project.model_name}/{champion}"
+    else:
+        name, _, wanted = parent.rpartition("/") if "/" in parent else (parent, "", "champion")
+        parent = f"{name}/{tracker.resolve(name, wanted)}"
     console.say(f"starting from {parent}")
     every = sorted({*project.params.transfer.targets, *targets})
     edits = profiles.edit(project.root, {"transfer": {"targets": every, "parent": parent}})
@@ -276,20 +280,15 @@ def _show_status(console: Console, project: Project) -> None:
     for name, digest in state["data"].items():
         data.add_row(name, digest[:12])
     console.show(data)
-    models = plain_table(
-        "model", ">version", "alias", "parent", ">images seen", "metric", ">value", ">± 1 SE", ">n", "extractor"
-    )
+    models = plain_table("model/version", "alias", ">images seen", "metric", ">value", ">± 1 SE", ">n", "extractor")
     for model in state["models"]:
+        heads = [
+            (f"{model['model']}/{model['version']}", model["alias"] or "–", f"{model['images_seen']:,}"),
+            *([(f"  from {model['parent']}", "", "")] if model["parent"] else []),
+        ]
         for index, metric in enumerate(model["metrics"]):
-            head = (
-                model["model"],
-                str(model["version"]),
-                model["alias"] or "–",
-                model["parent"] or "–",
-                f"{model['images_seen']:,}",
-            )
             models.add_row(
-                *(head if index == 0 else ("",) * len(head)),
+                *(heads[index] if index < len(heads) else ("", "", "")),
                 metric["name"].partition("__")[0],
                 f"{metric['value']:.4g}",
                 f"{metric['spread']:.2g}" if metric["spread"] is not None else "–",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ def serve(uri: str, artifacts: str, root: Path, host: str, port: int) -> None:
     """
     if uri.startswith(("http://", "https://")):
         raise RegistryError(f"Tracking is a server that has pages of its own: open {uri.rpartition('@')[2]}")
+    _require_free(host, port)
     store = f"sqlite:///{(root / uri.removeprefix('sqlite:///')).absolute()}" if uri.startswith("sqlite:///") else uri
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
     command += ["--artifacts-destination", str((root / artifacts).absolute()), "--host", host, "--port", str(port)]
@@ -26,6 +28,15 @@ def serve(uri: str, artifacts: str, root: Path, host: str, port: int) -> None:
     except KeyboardInterrupt:
         return
     if status not in (0, -2, 130):
-        raise RegistryError(
-            f"The MLflow server ended with status {status}. Is port {port} free? Try: drp ui --port {port + 1}"
-        )
+        raise RegistryError(f"The MLflow server ended with status {status}; its last lines above say why.")
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise RegistryError if nothing can listen there: uvicorn would say so and end with status 0."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        advice = f"Try: drp ui --port {port + 1}"
+        raise RegistryError(f"port {port} of {host} cannot be used: {error.strerror}. {advice}") from None

@@ -12,7 +12,8 @@ from pathlib import Path
 from dr_platform import files
 from dr_platform.config import Params, TrainConfig
 from dr_platform.data.loader import ImageSet, load_images
-from dr_platform.records import Visibility
+from dr_platform.errors import CheckpointError
+from dr_platform.records import Checkpoint, Visibility
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ class TrainPlan:
     def load(self) -> ImageSet:
         """The training images of the plan."""
         return load_images(self.prepared_root, self.grade, subset=self.config.subset, visibility=self.use)
+
+    def require_own(self, record: Checkpoint) -> None:
+        """Raise CheckpointError if a checkpoint in the run directory is of another configuration or other data."""
+        if (record.config_sha256, record.data_sha256) != (self.config_sha256, self.data_sha256):
+            raise CheckpointError(
+                f"The checkpoint of step {record.step} in {self.run_directory} belongs to another configuration or other "
+                f"data. Remove {self.run_directory} to start afresh."
+            )
 
 
 def make_plan(params: Params, prepared_root: Path, storage: Path, initial: InitialWeights | None = None) -> TrainPlan:

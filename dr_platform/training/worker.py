@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from dr_platform import checkpoint
-from dr_platform.errors import CheckpointError, DataError
+from dr_platform.errors import DataError
 from dr_platform.training import loop
 from dr_platform.training.group import Group
 from dr_platform.training.plan import TrainPlan
@@ -69,9 +69,6 @@ def _resume(plan: TrainPlan, state: TrainingState, group: Group) -> None:
     if found[0] is None:
         return
     record, tensors, counters = checkpoint.read(found[0])
-    if (record.config_sha256, record.data_sha256) != (plan.config_sha256, plan.data_sha256):
-        raise CheckpointError(
-            f"{found[0]} belongs to another configuration or other data. Remove {plan.run_directory} to start afresh."
-        )
+    plan.require_own(record)
     state.load(tensors, counters)
     logger.info("Resuming %s at step %d (%d images)", plan.run, state.step, state.images_seen)
