@@ -21,7 +21,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from dr_platform import checkpoint, cluster, files, road
-from dr_platform.data.loader import load_images
+from dr_platform.data.loader import select_images
 from dr_platform.errors import ClusterError, ConfigError, DataError
 from dr_platform.records import EvalReport, Record, Tick
 from dr_platform.road import Project
@@ -88,7 +88,7 @@ class Sweep:
 def plan_sweep(project: Project, sizes: Sequence[int], gammas: Sequence[float]) -> Sweep:
     """The grid as trainings with names. Raises DataError if a size exceeds the training images there are."""
     prepare = project.params.prepare
-    available = len(load_images(project.prepared, prepare.grade, visibility=prepare.visibility))
+    available = len(select_images(project.prepared, prepare.grade, visibility=prepare.visibility))
     if max(sizes) > available:
         raise DataError(
             f"The sweep asks for {max(sizes)} training images of grade {prepare.grade}, but {available} are prepared. "

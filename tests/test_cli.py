@@ -77,7 +77,7 @@ def test_profile_use_prints_what_changed(project):
 
 
 def test_data_use_refuses_a_collection_that_is_not_there(project):
-    with pytest.raises(ConfigError, match="no collection 'clinic'. Known: phantom"):
+    with pytest.raises(ConfigError, match=r"no collection 'clinic'\. Known: phantom"):
         CliRunner().invoke(app, ["data", "use", "clinic"], catch_exceptions=False)
 
 

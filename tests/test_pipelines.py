@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dr_platform import lineage
 from dr_platform.config import Params
 
 ROOT = Path(__file__).parents[1]
@@ -72,3 +73,7 @@ def test_bytecode_is_no_change_of_code():
     ignored = (ROOT / ".dvcignore").read_text().splitlines()
     assert {"__pycache__", ".gitignore", ".gitkeep"} <= set(ignored)
     assert "*.dvc" not in ignored
+
+
+def test_no_output_can_go_to_the_wrong_remote():
+    assert lineage.misrouted(ROOT) == []

@@ -61,14 +61,36 @@ class _Source:
     rows: list[ManifestRow]  # of the wanted split
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which images of a grade are wanted, by their tables alone: no pixel is read to know what identifies them."""
+
+    rows: tuple[ManifestRow, ...]
+    sha256: str  # over the digests of the images in order
+    visibility: Visibility  # the strictest of the images contained
+    resolution: int
+    sources: tuple[_Source, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 def load_images(
     prepared_root: Path, grade: int, split: Split = "train", subset: int | None = None, visibility: str = "all"
 ) -> ImageSet:
+    """The images that `select_images` chooses, with their pixels. Raises DataError also for a damaged shard."""
+    chosen = select_images(prepared_root, grade, split, subset, visibility)
+    return ImageSet(_read(chosen, split), chosen.rows, chosen.sha256, chosen.visibility)
+
+
+def select_images(
+    prepared_root: Path, grade: int, split: Split = "train", subset: int | None = None, visibility: str = "all"
+) -> Selection:
     """The images of a grade: all of a split, or its nested subset of `subset` images.
 
     visibility: "all", or "public-only" to leave the proprietary directory unopened.
-    Raises DataError if a file is missing or damaged, if the two visibilities were prepared differently, or if there are
-    fewer images than asked for.
+    Raises DataError if a table is missing or damaged, if the two visibilities were prepared differently, or if there
+    are fewer images than asked for.
     """
     wanted: tuple[Visibility, ...] = ("public",) if visibility == "public-only" else ("public", "proprietary")
     sources = [_open(manifest.prepared_directory(prepared_root, label, grade), split) for label in wanted]
@@ -85,9 +107,13 @@ def load_images(
             f"{prepared_root} has no {split} images of grade {grade} ({visibility}). "
             f"Ingest more images, or change prepare.held_out or prepare.visibility."
         )
-    images = _read(sources, rows, split)
-    digest = files.sha256_json([row.sha256 for row in rows])
-    return ImageSet(images, tuple(rows), digest, stricter(*(row.visibility for row in rows)))
+    return Selection(
+        rows=tuple(rows),
+        sha256=files.sha256_json([row.sha256 for row in rows]),
+        visibility=stricter(*(row.visibility for row in rows)),
+        resolution=sources[0].index.resolution,
+        sources=tuple(sources),
+    )
 
 
 def _open(directory: Path, split: Split) -> _Source:
@@ -108,12 +134,12 @@ def _require_equal_preparation(sources: list[_Source]) -> None:
                 )
 
 
-def _read(sources: list[_Source], rows: list[ManifestRow], split: Split) -> NDArray[np.uint8]:
-    """The pixels of `rows`, which take a leading part of each source's ranks."""
-    side = sources[0].index.resolution
-    images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
-    for source in sources:
-        places = [place for place, row in enumerate(rows) if row.visibility == source.index.visibility]
+def _read(chosen: Selection, split: Split) -> NDArray[np.uint8]:
+    """The pixels of the chosen images, which take a leading part of each source's ranks."""
+    side = chosen.resolution
+    images = np.empty((len(chosen), side, side, 3), dtype=np.uint8)
+    for source in chosen.sources:
+        places = [place for place, row in enumerate(chosen.rows) if row.visibility == source.index.visibility]
         filled = 0
         for chunk in shards.read_shards(source.directory, source.index, split, limit=len(places)):
             images[places[filled : filled + len(chunk)]] = chunk

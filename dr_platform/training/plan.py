@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dr_platform import files
 from dr_platform.config import Params, TrainConfig
-from dr_platform.data.loader import ImageSet, load_images
+from dr_platform.data.loader import ImageSet, load_images, select_images
 from dr_platform.errors import CheckpointError
 from dr_platform.records import Checkpoint, Visibility
 
@@ -56,15 +56,15 @@ class TrainPlan:
         """Raise CheckpointError if a checkpoint in the run directory is of another configuration or other data."""
         if (record.config_sha256, record.data_sha256) != (self.config_sha256, self.data_sha256):
             raise CheckpointError(
-                f"The checkpoint of step {record.step} in {self.run_directory} belongs to another configuration or other "
-                f"data. Remove {self.run_directory} to start afresh."
+                f"The checkpoint of step {record.step} in {self.run_directory} belongs to another configuration or "
+                f"other data. Remove {self.run_directory} to start afresh."
             )
 
 
 def make_plan(params: Params, prepared_root: Path, storage: Path, initial: InitialWeights | None = None) -> TrainPlan:
     """The training that `params` ask for on the prepared images. Raises DataError if these are missing or too few."""
     prepare, config = params.prepare, params.train
-    images = load_images(prepared_root, prepare.grade, subset=config.subset, visibility=prepare.visibility)
+    images = select_images(prepared_root, prepare.grade, subset=config.subset, visibility=prepare.visibility)
     config_sha256 = files.sha256_json(
         {
             "train": config.model_dump(mode="json"),

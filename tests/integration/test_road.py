@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from PIL import Image
-from small_project import assert_one_line_error, drp, make_project, run
+from small_project import assert_one_line_error, drp, make_project, run, start, wait_for
 
 from dr_platform.records import Checkpoint, EvalReport, Registration, TransferPlan
 
@@ -117,6 +119,15 @@ def test_a_changed_gamma_is_another_run_and_another_version(project):
     before = path.read_text()
     runs = {entry.name for entry in (project / "runs").iterdir()}
     path.write_text(before.replace("gamma: 0.05", "gamma: 0.7"))
+    # Killed in the middle, DVC and all: the same command continues from the checkpoint.
+    killed = start(project, sys.executable, "-m", "dvc", "repro", "register")
+    wait_for(lambda: any((project / "runs").glob("*-g0.7-*/checkpoints/step-*")), killed)
+    family = psutil.Process(killed.pid).children(recursive=True)
+    for process in (psutil.Process(killed.pid), *family):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    killed.wait()
+    psutil.wait_procs(family, timeout=30)
     done = run(project, sys.executable, "-m", "dvc", "repro", "register", timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     (new,) = {entry.name for entry in (project / "runs").iterdir()} - runs
