@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -111,7 +112,7 @@ def list_collections(
 def use(
     names: Annotated[list[str], typer.Argument(help="Collections, as `drp data list` names them.")],
 ) -> None:
-    """Say in params.yaml which collections the road is made from.
+    """Say in params.yaml which collections the road is made from; phantoms are drawn only if they are among them.
 
     Examples:
       drp data use messidor clinic
@@ -130,8 +131,13 @@ def use(
         raise ConfigError(
             f"There is no collection {unknown[0]!r}. Known: {', '.join(sorted(known))}. See: drp data ingest"
         )
-    changes = profiles.edit(project.root, {"prepare": {"collections": list(dict.fromkeys(names))}})
-    console.result(f"prepare.collections: [{', '.join(names)}]")
+    drawn = list(project.params.phantom.images) if "phantom" in names else []
+    changes = profiles.edit(
+        project.root,
+        {"prepare": {"collections": list(dict.fromkeys(names))}, "phantom": {"visibilities": drawn}},
+    )
+    for change in changes:
+        console.result(f"{change.key}: {json.dumps(change.before)} -> {json.dumps(change.after)}")
     console.say("Next: dvc repro" if changes else "Nothing changed")
 
 
