@@ -6,7 +6,9 @@ command that needs it.
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 from typing import Annotated
 
 import typer
@@ -39,6 +41,19 @@ for command in (
     tools.doctor,
 ):
     app.command()(command)
+
+
+def _keep_examples(group: typer.Typer) -> None:
+    """Show every docstring's examples line by line: a paragraph that starts with \\b is not folded."""
+    for sub_group in group.registered_groups:
+        if sub_group.typer_instance is not None:
+            _keep_examples(sub_group.typer_instance)
+    for command in group.registered_commands:
+        text = inspect.getdoc(command.callback) or ""
+        command.help = re.sub(r"^(Examples?:)$", "\b\n\\1", text, flags=re.MULTILINE)
+
+
+_keep_examples(app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.table import Table
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 def plain_table(*columns: str, title: str | None = None) -> Table:
     """A table with a rule under its head and nothing else; a column whose name starts with > is right-aligned."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    for position, column in enumerate(columns):
+        # The first column names the row: where space is short, others fold before it does.
+        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        table.add_column(column.removeprefix(">"), justify=justify, no_wrap=position == 0)
     return table
 
 
