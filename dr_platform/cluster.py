@@ -106,7 +106,7 @@ def connected(site: SiteConfig, *, sweep_slots: int = 0) -> Iterator[None]:
         yield
         return
     os.umask(0o077)  # Ray's logs and spill files are for this user alone
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     if site.ray_address == "local":
         # A token of this session's own: nothing is written to the home directory, and no stranger can join.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -11,6 +11,7 @@ import csv
 import io
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -32,6 +33,8 @@ from dr_platform.training.report import Progress, read_progress
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
+_RUNGS = 4  # ticks, each with a checkpoint, in a trial: where ASHA may stop it
+_COMMIT_SECONDS = 60.0
 
 
 class Trial(Record):
@@ -95,12 +98,13 @@ def plan_sweep(project: Project, sizes: Sequence[int], gammas: Sequence[float]) 
             f"Use --sizes of at most {available}, or lower prepare.held_out."
         )
     cells = []
+    kimg = project.params.sweep.kimg
     for size, gamma in product(sorted(set(sizes)), sorted(set(gammas))):
-        changes = {"subset": size, "gamma": gamma, "kimg": project.params.sweep.kimg}
+        changes = {"subset": size, "gamma": gamma, "kimg": kimg, "tick_kimg": kimg / _RUNGS, "checkpoint_ticks": 1}
         train = project.params.train.model_copy(update=changes)
         trial = Project(project.root, project.params.model_copy(update={"train": train}))
         cells.append(Cell(size, gamma, trial, make_plan(trial.params, trial.prepared, trial.storage / "sweeps")))
-    common = project.params.train.model_copy(update={"subset": None, "gamma": 0.0, "kimg": project.params.sweep.kimg})
+    common = project.params.train.model_copy(update={"subset": None, "gamma": 0.0, "kimg": kimg})
     name = files.sha256_json(
         {
             "train": common.model_dump(mode="json"),
@@ -164,7 +168,9 @@ def _tune(
     }
     largest = round(project.params.sweep.kimg * 1000)
     scheduler = (
-        ASHAScheduler(time_attr="images_seen", max_t=largest, grace_period=max(1, largest // 4), reduction_factor=2)
+        ASHAScheduler(
+            time_attr="images_seen", max_t=largest, grace_period=max(1, largest // _RUNGS), reduction_factor=2
+        )
         if asha
         else None
     )
@@ -231,9 +237,7 @@ def _trial(config: dict[str, Any]) -> None:
     def heard(tick: Tick) -> None:
         tracker.log_tick(run_id, tick)
         if config["asha"] and tick.checkpoint and tick.images_seen < tick.images_total:
-            newest = checkpoint.newest(plan.run_directory / CHECKPOINTS)
-            if newest is not None:
-                _report(measured(newest), metric)
+            _report(measured(_committed(plan, tick.step)), metric)
 
     final = cluster.fit(plan, params.site, cluster.Listener(on_tick=heard))
     report = measured(final)
@@ -241,6 +245,21 @@ def _trial(config: dict[str, Any]) -> None:
     tracker.log_report(run_id, report)
     tracker.finish(run_id, "FINISHED")
     _report(report, metric)
+
+
+def _committed(plan: TrainPlan, step: int) -> Path:
+    """The newest checkpoint, at least that of `step`, which is committed just after its tick is told.
+
+    Training goes on meanwhile, so an older one may be pruned already.
+    """
+    root = plan.run_directory / CHECKPOINTS
+    deadline = time.monotonic() + _COMMIT_SECONDS
+    while time.monotonic() < deadline:
+        found = checkpoint.newest(root)
+        if found is not None and found.name >= checkpoint.directory_name(step):
+            return found
+        time.sleep(0.1)
+    raise ClusterError(f"{plan.run} told of step {step} but committed no checkpoint. Run the same command again.")
 
 
 def _report(report: EvalReport, metric: str) -> None:

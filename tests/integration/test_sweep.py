@@ -8,6 +8,7 @@ import sys
 
 import psutil
 import pytest
+import yaml
 from PIL import Image
 from small_project import assert_one_line_error, drp, prepared_project, start, wait_for
 
@@ -40,6 +41,21 @@ def test_a_killed_sweep_continues_and_repeats_no_finished_trial(project):
     with open(project / "results/sweep/sweep.csv", newline="") as table:
         assert [float(row["value"]) for row in csv.DictReader(table)] == [trial["value"] for trial in ranked]
     assert Image.open(project / "results/sweep/sweep.png").size[0] > 400
+
+
+def test_asha_stops_trials_early_and_ranks_them_all(project):
+    path = project / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["sweep"]["kimg"] = 2.4  # long enough that a trial is measured, and stopped, while it trains
+    path.write_text(yaml.safe_dump(params))
+    done = drp(project, "sweep", "--asha", "--gammas", "0.1,50,100,500", "--sizes", "16", "--json", timeout=500)
+    assert done.returncode == 0, done.stderr
+    ranked = json.loads(done.stdout)
+    assert len(ranked) == 4
+    stopped = [trial for trial in ranked if trial["stopped_early"]]
+    assert stopped
+    assert all(trial["images_seen"] < 2400 for trial in stopped)
+    assert any(not trial["stopped_early"] and trial["images_seen"] == 2400 for trial in ranked)
 
 
 def test_a_size_beyond_the_images_is_refused_before_anything_runs(project):
