@@ -110,6 +110,7 @@ def connected(site: SiteConfig, *, sweep_slots: int = 0) -> Iterator[None]:
     if site.ray_address == "local":
         # A token of this session's own: nothing is written to the home directory, and no stranger can join.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        _name_the_session()
         needed = resources(site).workers * max(1, sweep_slots)
         options |= {
             "address": "local",
@@ -131,6 +132,9 @@ def connected(site: SiteConfig, *, sweep_slots: int = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if site.ray_address == "local":
+            os.environ.pop("RAY_ADDRESS", None)
+            os.environ.pop("RAY_GCS_SERVER_PORT", None)
 
 
 def fit(plan: TrainPlan, site: SiteConfig, listener: Listener | None = None) -> Path:
@@ -284,6 +288,19 @@ def _signals_ask_to_stop(run_directory: Path) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _name_the_session() -> None:
+    """Fix the address that this session will have, in the environment that Ray's processes inherit.
+
+    Ray's watcher of abandoned worker groups looks its session up by address. Without one it gives up as soon as a
+    second Ray session runs on the machine, and a trial that was stopped early would keep its processors for ever.
+    """
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    os.environ["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
 
 
 def _probe(address: str) -> None:

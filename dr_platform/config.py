@@ -19,10 +19,12 @@ from dr_platform.errors import ConfigError
 PARAMS_FILE = "params.yaml"
 SITE_VARIABLE = "DRP_SITE"
 
-Grade = Annotated[int, Field(ge=0, le=4)]
+Grade = Annotated[int, Field(ge=0, le=4, strict=True)]
 Visibility = Literal["public", "proprietary"]
 PositiveInt = Annotated[int, Field(gt=0)]
+Width = Annotated[int, Field(gt=0, le=2**20)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LearningRate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -38,7 +40,7 @@ class PhantomConfig(Section):
     visibilities: list[Visibility] = Field(description="Which collections to draw; [] draws none.")
     images: dict[Visibility, PositiveInt] = Field(description="Photographs per collection.")
     size: int = Field(ge=16, le=4096, description="Side of a photograph, pixels.")
-    grade_weights: list[Annotated[float, Field(ge=0)]] = Field(
+    grade_weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         min_length=5, max_length=5, description="Relative frequency of grades 0 to 4."
     )
     seed: Seed = Field(description="Every photograph is a function of (seed, index).")
@@ -67,8 +69,8 @@ class PrepareConfig(Section):
     @field_validator("resolution")
     @classmethod
     def _power_of_two(cls, value: int) -> int:
-        if value < 16 or value & (value - 1):
-            raise ValueError(f"{value} is not a power of two of at least 16. Use 16, 32, 64, 128, 256, 512 or 1024")
+        if not 16 <= value <= 4096 or value & (value - 1):
+            raise ValueError(f"{value} is not a power of two from 16 to 4096. Use 16, 32, 64, 128, 256, 512 or 1024")
         return value
 
 
@@ -78,24 +80,32 @@ class TrainConfig(Section):
     config: Literal["stylegan3-t", "stylegan3-r"] = Field(description="Translation or rotation equivariant.")
     subset: PositiveInt | None = Field(description="Number of training images, nested by size; null takes all.")
     kimg: PositiveFloat = Field(description="Length of the training, thousands of images.")
-    batch: PositiveInt = Field(description="Images per optimiser step over all workers together.")
+    batch: Annotated[int, Field(gt=0, le=65536)] = Field(
+        description="Images per optimiser step over all workers together."
+    )
     gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(description="R1 weight.")
     r1_interval: PositiveInt = Field(description="Steps between lazy R1 regularisations.")
-    z_dim: PositiveInt = Field(description="Dimensions of the input latent.")
-    w_dim: PositiveInt = Field(description="Dimensions of the intermediate latent.")
+    z_dim: Width = Field(description="Dimensions of the input latent.")
+    w_dim: Width = Field(description="Dimensions of the intermediate latent.")
     mapping_layers: PositiveInt = Field(description="Layers of the mapping network.")
-    num_layers: Annotated[int, Field(ge=4)] = Field(description="Synthesis layers before ToRGB; the paper has 14.")
-    channel_base: PositiveInt = Field(description="Width of the generator; the paper has 32768 (R doubles it).")
-    channel_max: PositiveInt = Field(description="Widest layer of the generator; the paper has 512 (R doubles it).")
-    discriminator_channel_base: PositiveInt = Field(description="Width of the discriminator.")
-    discriminator_channel_max: PositiveInt = Field(description="Widest layer of the discriminator.")
+    num_layers: Annotated[int, Field(ge=4, le=64)] = Field(
+        description="Synthesis layers before ToRGB; the paper has 14."
+    )
+    channel_base: Width = Field(description="Width of the generator; the paper has 32768 (R doubles it).")
+    channel_max: Width = Field(description="Widest layer of the generator; the paper has 512 (R doubles it).")
+    discriminator_channel_base: Width = Field(description="Width of the discriminator.")
+    discriminator_channel_max: Width = Field(description="Widest layer of the discriminator.")
     mbstd_group: PositiveInt = Field(description="Images compared by the minibatch standard deviation.")
-    lr_generator: PositiveFloat = Field(description="Adam's learning rate for G.")
-    lr_discriminator: PositiveFloat = Field(description="Adam's learning rate for D.")
+    lr_generator: LearningRate = Field(description="Adam's learning rate for G.")
+    lr_discriminator: LearningRate = Field(description="Adam's learning rate for D.")
     ema_kimg: PositiveFloat = Field(description="Half-life of the average of G's weights, kimg.")
-    ema_rampup: Annotated[float, Field(ge=0)] = Field(description="Half-life is at most this share of kimg so far.")
+    ema_rampup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        description="Half-life is at most this share of kimg so far."
+    )
     mirror: bool = Field(description="Show each image mirrored half of the time (eyes are then of either side).")
-    freeze_discriminator: Annotated[int, Field(ge=0)] = Field(description="First layers of D kept as they start.")
+    freeze_discriminator: Annotated[int, Field(ge=0, le=100)] = Field(
+        description="First layers of D kept as they start."
+    )
     tick_kimg: PositiveFloat = Field(description="Report and draw samples every so many kimg.")
     checkpoint_ticks: PositiveInt = Field(description="Commit a checkpoint every so many ticks.")
     seed: Seed = Field(description="Weights, order of images and latents.")
@@ -127,7 +137,10 @@ class EvaluateConfig(Section):
 class RegisterConfig(Section):
     """The name under which versions appear in the model registry."""
 
-    name: str = Field(description="Registered model; {grade} stands for the DR grade.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_.-]{0,100}\{grade\}[A-Za-z0-9_.-]{0,100}$",
+        description="Registered model; {grade} stands for the DR grade.",
+    )
 
     def model_name(self, grade: int) -> str:
         """The registered model's name for a grade, such as fundus-dr1-stylegan3."""
@@ -141,16 +154,20 @@ class PromoteConfig(Section):
     min_gain: Annotated[float, Field(ge=0, lt=1)] = Field(
         description="Needed improvement as a share of the champion's."
     )
-    spreads: Annotated[float, Field(ge=0)] = Field(description="... and as a multiple of the combined spread, if any.")
+    spreads: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        description="... and as a multiple of the combined spread, if any."
+    )
     min_images: PositiveInt = Field(description="Fewest generated images a report must rest on.")
-    min_eq_t_db: float | None = Field(description="Least EQ-T (integer), dB; null asks for none.")
+    min_eq_t_db: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        description="Least EQ-T (integer), dB; null asks for none."
+    )
 
 
 class SweepConfig(Section):
     """How many images are enough, and at which gamma: the grid of `drp sweep`."""
 
     sizes: list[PositiveInt] = Field(min_length=1, description="Numbers of training images.")
-    gammas: list[Annotated[float, Field(ge=0)]] = Field(min_length=1, description="R1 weights.")
+    gammas: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(min_length=1, description="R1 weights.")
     kimg: PositiveFloat = Field(description="Length of each trial, kimg.")
     metric: Literal["fid", "kid"] = Field(description="What ranks the trials; lower is better.")
     max_concurrent: PositiveInt = Field(description="Trials at one time.")
@@ -162,7 +179,9 @@ class TransferConfig(Section):
     targets: list[Grade] = Field(description="Grades with a transfer stage; `drp transfer --to` adds to them.")
     parent: str | None = Field(description="Where weights come from: NAME/VERSION, set by `drp transfer`.")
     kimg: PositiveFloat = Field(description="Length of the transfer training, kimg.")
-    freeze_discriminator: Annotated[int, Field(ge=0)] = Field(description="First layers of D kept as they start.")
+    freeze_discriminator: Annotated[int, Field(ge=0, le=100)] = Field(
+        description="First layers of D kept as they start."
+    )
 
 
 class SiteConfig(Section):
@@ -172,10 +191,10 @@ class SiteConfig(Section):
     use_gpu: bool | Literal["auto"] = Field("auto", description="Train on CUDA; auto: if there is any.")
     batch_per_worker: PositiveInt | None = Field(None, description="Most images per pass; the rest is accumulated.")
     threads_per_worker: PositiveInt = Field(1, description="CPU threads of each worker.")
-    ray_address: str = Field("local", description="local, auto, or HOST:PORT of a Ray head.")
+    ray_address: str = Field("local", min_length=1, description="local, auto, or HOST:PORT of a Ray head.")
     max_failures: Annotated[int, Field(ge=0)] = Field(3, description="Restarts of the workers after a crash.")
-    storage: str = Field("runs", description="Directory for checkpoints, seen by every worker.")
-    tracking_uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking and registry.")
+    storage: str = Field("runs", min_length=1, description="Directory for checkpoints, seen by every worker.")
+    tracking_uri: str = Field("sqlite:///mlflow.db", min_length=1, description="MLflow tracking and registry.")
     artifacts: str = Field("mlartifacts", description="Where MLflow keeps artifacts if no server decides.")
     weights_dir: str | None = Field(None, description="Directory with feature extractors' weights.")
 
@@ -218,7 +237,8 @@ def load_params(root: Path | None = None) -> Params:
     overlay = os.environ.get(SITE_VARIABLE)
     if overlay:
         site = _read_yaml(Path(overlay), hint=f"{SITE_VARIABLE} names it; correct or unset the variable")
-        raw["site"] = {**(raw.get("site") or {}), **site}
+        own = raw.get("site") or {}
+        raw["site"] = {**own, **site} if isinstance(own, dict) else own
     return parse_params(raw, source=PARAMS_FILE if not overlay else f"{PARAMS_FILE} with {overlay}")
 
 
@@ -232,21 +252,40 @@ def parse_params(raw: dict[str, Any], *, source: str) -> Params:
 
 def _read_yaml(path: Path, hint: str = "correct it") -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; {hint}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         place = f" at line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path} is not valid YAML{place}; {hint}.") from None
+        why = f" ({error.problem})" if isinstance(error, _DuplicateKey) else ""
+        raise ConfigError(f"{path} is not valid YAML in UTF-8{place}{why}; {hint}.") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} holds no mapping of sections; {hint}.")
     return loaded
 
 
+class _DuplicateKey(yaml.constructor.ConstructorError):
+    """A mapping names a key twice."""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: the last one would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise _DuplicateKey(None, None, f"{key.value} stands twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _first_error(error: ValidationError) -> str:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    # The names of alternatives, such as constrained-int, are pydantic's and say nothing to the reader.
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained", "literal")))
     message = first["msg"].removeprefix("Value error, ")
     kind = first["type"]
     if kind == "missing":

@@ -6,6 +6,8 @@ whose name starts with a dot, fsync it, rename it over the target, fsync the dir
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import os
@@ -80,7 +82,7 @@ def directory_aside(target: Path, *, failure: type[DrpError]) -> Iterator[Path]:
     aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        _sweep(target)
         aside.mkdir()
         yield aside
         for file in aside.rglob("*"):
@@ -96,6 +98,24 @@ def directory_aside(target: Path, *, failure: type[DrpError]) -> Iterator[Path]:
         raise
 
 
+def _sweep(target: Path) -> None:
+    """Remove what killed processes left beside `target`, and what this one did."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.*"):
+        process = leftover.name.split(".")[-2]
+        if process.isdigit() and (int(process) == os.getpid() or not _alive(int(process))):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _swap(aside: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     if target.exists():
@@ -106,8 +126,6 @@ def _swap(aside: Path, target: Path) -> None:
 
 
 def _advice(error: OSError) -> str:
-    import errno
-
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Free some space and run the same command again."
     return "What was there before is intact."

@@ -254,7 +254,8 @@ def misrouted(root: Path) -> list[str]:
     public: dict[str, str] = {}
     urls = {remote.name: remote.url for remote in remotes(root)}
     closed = {"private", *(name for name, url in urls.items() if url.startswith("remote://private"))}
-    for out, pictures in _versioned(root):
+    versioned = _versioned(root)
+    for out, pictures in versioned:
         path = Path(out.fspath).relative_to(root.resolve()).as_posix()
         proprietary = PurePosixPath(path).is_relative_to(RAW / "proprietary")
         if out.remote is None:
@@ -265,6 +266,11 @@ def misrouted(root: Path) -> list[str]:
             faults.append(f"{path} calls itself proprietary, but goes to the remote {out.remote}. Move it away")
         here = {digest: f"{path}/{name}" if name else path for digest, name in pictures.items()}
         (private if out.remote in closed or proprietary else public).update(here)
+    tracked = {Path(out.fspath) for out, _ in versioned}
+    for collection in sorted((root / RAW).resolve().glob("*/*/collection.json")):
+        if collection.parent not in tracked:
+            path = collection.parent.relative_to(root.resolve()).as_posix()
+            faults.append(f"{path} is not versioned: its ingest was interrupted. Run it again with --replace")
     for digest in sorted(private.keys() & public.keys()):
         faults.append(f"{public[digest]} is public, but is the same picture as {private[digest]}. Remove one.")
     return faults
@@ -321,5 +327,5 @@ def _dvc(root: Path, *arguments: str, show: bool = False) -> None:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    wanted = [line for line in lines if line.startswith(("ERROR", "fatal"))] or lines or ["no reason given"]
+    wanted = [line for line in lines if line.startswith(("ERROR", "fatal"))] or lines or ["DVC gave no reason"]
     return wanted[-1].removeprefix("ERROR: ").removeprefix("fatal: ").rstrip(".")

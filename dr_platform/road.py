@@ -252,6 +252,7 @@ def promote(project: Project, version: str, *, dry_run: bool, model: str | None 
 
     tracker, name = project.tracker(), model or project.model_name
     candidate = tracker.resolve(name, version)
+    tracker.verify(name, candidate)
     champion = tracker.champion(name)
     decision = promotion.decide(
         tracker.report_of(name, candidate),
@@ -271,7 +272,11 @@ def read_model(directory: Path) -> tuple[Checkpoint, Generator]:
     from dr_platform.gan import Generator
 
     record, weights = checkpoint.read_generator(directory)
-    return record, restore_generator(Generator(**record.generator), weights)
+    try:
+        generator = Generator(**record.generator)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory} describes no generator of ours: {error}. {Checkpoint.remedy}") from None
+    return record, restore_generator(generator, weights)
 
 
 def read_registered(project: Project, model: str) -> tuple[str, str, Generator]:

@@ -35,7 +35,7 @@ def test_the_default_parameters_are_valid():
     ("path", "value", "message"),
     [
         ("prepare.resolution", 100, r"prepare.resolution: 100 is not a power of two"),
-        ("prepare.resolution", 8, r"prepare.resolution: 8 is not a power of two of at least 16"),
+        ("prepare.resolution", 8, r"prepare.resolution: 8 is not a power of two from 16 to 4096"),
         ("prepare.grade", 7, r"prepare.grade is 7: .*less than or equal to 4"),
         ("prepare.held_out", 1.0, r"prepare.held_out is 1.0"),
         ("train.batch", 18, r"train: batch is 18, but .* groups of 4 \(mbstd_group\). Use a multiple of 4"),
@@ -50,7 +50,15 @@ def test_the_default_parameters_are_valid():
         ("sweep.sizes", [], r"sweep.sizes"),
         ("evaluate.kid_subset_size", 1, r"evaluate.kid_subset_size is 1"),
         ("promote.metric", "inception", r"promote.metric is 'inception'"),
-        ("site.workers", 0, r"site.workers"),
+        ("site.workers", 0, r"site.workers is 0"),
+        ("site.tracking_uri", "", r"site.tracking_uri"),
+        ("prepare.resolution", 2**40, r"prepare.resolution: .* from 16 to 4096"),
+        ("prepare.grade", True, r"prepare.grade is True"),
+        ("train.batch", 10**12, r"train.batch is 1000000000000"),
+        ("train.lr_generator", 1e30, r"train.lr_generator is 1e\+30"),
+        ("sweep.gammas", [float("inf")], r"sweep.gammas"),
+        ("register.name", "a/b{grade}", r"register.name is 'a/b{grade}'"),
+        ("register.name", "fundus", r"register.name is 'fundus'"),
     ],
 )
 def test_an_impossible_parameter_is_refused_by_name(path, value, message):
@@ -68,7 +76,13 @@ def test_a_missing_section_is_named():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a: [", "not valid YAML at line"), ("- a", "no mapping of sections"), ("\xff", "not valid YAML")],
+    [
+        ("a: [", "not valid YAML in UTF-8 at line"),
+        ("- a", "no mapping of sections"),
+        ("\xff", "not valid YAML"),
+        ("a: 1\na: 2", "line 2 .a stands twice"),
+        ("[" * 3000, "not valid"),
+    ],
 )
 def test_a_file_that_is_no_yaml_is_refused(tmp_path, content, message):
     (tmp_path / "params.yaml").write_text(content, encoding="latin-1")

@@ -183,13 +183,21 @@ def one_line_errors() -> Iterator[None]:
         logging.getLogger(__name__).debug("The error above in full", exc_info=True)
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        raise SystemExit(130) from None
     except BrokenPipeError:
         # The reader of a pipe has left, as in `drp models list | head`; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        logging.getLogger(__name__).debug("The error above in full", exc_info=True)
+        sys.stderr.write(
+            f"error: {error.filename}: {error.strerror}. Make it readable and writable, or move it away.\n"
+        )
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
 
 
 def grade_argument() -> int | None:

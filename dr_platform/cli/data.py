@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,12 @@ def ingest(
     console = Console()
     if visibility not in ("public", "proprietary"):
         raise ConfigError(f"--visibility is {visibility!r}. Use public or proprietary.")
+    if name == "phantom":
+        raise ConfigError(
+            "--name phantom is that of the synthetic photographs, which `dvc repro` draws. Choose another."
+        )
     project = Project.here()
+    lineage.remotes(project.root)
     columns = ColumnMap(
         image_id=image_id, file=file, grade=grade, patient_id=patient_id, eye=eye, source=source, license=license_
     )
@@ -65,7 +71,12 @@ def ingest(
             replace=replace,
             progress=advance,
         )
-    lineage.track(project.root, result.directory, result.collection.visibility)
+    try:
+        lineage.track(project.root, result.directory, result.collection.visibility)
+    except BaseException:
+        # Unversioned, it would be outside of what keeps proprietary images apart.
+        shutil.rmtree(result.directory, ignore_errors=True)
+        raise
     taken, rejected = result.collection.images, result.collection.rejected
     console.result(f"{name}: {taken} images taken, {rejected} not used ({visibility})")
     if rejected:

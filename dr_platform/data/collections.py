@@ -44,7 +44,7 @@ VISIBILITIES: tuple[Visibility, ...] = ("public", "proprietary")
 # photographs in which a patient is whole.
 _FIRST_PHANTOM: dict[Visibility, int] = {"public": 0, "proprietary": 10_000_000}
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 Eye = Literal["left", "right"]
 Progress = Callable[[int, int], None]

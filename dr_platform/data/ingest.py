@@ -232,6 +232,8 @@ def _entry(labels: Path, line: int, cells: list[str], header: list[str], present
     row = dict(zip(header, cells, strict=True))
     values = {field: row[column] for field, column in present.items()}
     file = values.get("file") or None
+    if file and not PurePosixPath(file).name:
+        raise DataError(f"{labels} row {line}: file is {file!r}, which names no file. Give it relative to the folder.")
     image_id = values.get("image_id") or (PurePosixPath(file).with_suffix("").as_posix() if file else "")
     if not image_id:
         raise DataError(f"{labels} row {line}: no image_id and no file. Give at least one of them.")
@@ -283,7 +285,15 @@ def _store(source_dir: Path, entry: _Entry, collection: Path) -> ImageRow:
 
 
 def _locate(source_dir: Path, entry: _Entry) -> Path:
-    """The file of an entry: the one named, or the one called like its image_id with an ending of an image."""
+    """The file of an entry, which must lie in the folder also after its symbolic links are followed."""
+    path = _find(source_dir, entry)
+    if not path.resolve().is_relative_to(source_dir.resolve()):
+        raise _UnusableImageError("it is a link that leads out of the folder")
+    return path
+
+
+def _find(source_dir: Path, entry: _Entry) -> Path:
+    """The file named, or the one called like its image_id with an ending of an image."""
     name = PurePosixPath((entry.file or entry.image_id).replace("\\", "/"))
     if name.is_absolute() or ".." in name.parts:
         raise _UnusableImageError("its path leads out of the folder")

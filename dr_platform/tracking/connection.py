@@ -62,8 +62,12 @@ def _check_sqlite(path: Path) -> None:
 
 
 def _probe(uri: str) -> None:
-    parts = urlsplit(uri)
-    port = parts.port or _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
+    try:
+        parts = urlsplit(uri)
+        given = parts.port
+    except ValueError as error:
+        raise _unreachable(uri, error) from None
+    port = given or _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
     if parts.scheme in ("http", "https") or not parts.hostname or port is None:
         return
     try:

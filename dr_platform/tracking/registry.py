@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -32,6 +33,8 @@ CHAMPION = "champion"
 
 # Entered while a version is made, so that two processes do not make one each for the same checkpoint.
 Alone = Callable[[], AbstractContextManager[None]]
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,250}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Tracker(Runs):
                 number = self._create_version(model, checkpoint, weights, report, tags, run_name)
             else:
                 number = version.number
+                self._restore(version, checkpoint, weights, report)
                 self._renew_report(version, report)
         return Registration(
             model=model,
@@ -167,6 +171,20 @@ class Tracker(Runs):
         self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(shown)})
         return number
 
+    def _restore(self, version: ModelVersion, checkpoint: Checkpoint, weights: Path, report: EvalReport) -> None:
+        """Store a version's files again where they are missing or altered; the version and its tags stay."""
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                self._fetch_generator(version, Path(directory, "found"))
+                return
+            except RegistryError as error:
+                if version.model_id is None:
+                    raise
+                logger.warning("Storing the files of %s/%d again: %s", version.model, version.number, error)
+            built = Path(directory, "model")
+            package.write_package(built, checkpoint, weights, report, version.model_id, version.run_id)
+            self._client.log_model_artifacts(version.model_id, str(built))
+
     def _renew_report(self, version: ModelVersion, report: EvalReport) -> None:
         digest = report.digest()
         if version.tags.get("report_sha256") == digest or version.model_id is None:
@@ -194,6 +212,8 @@ class Tracker(Runs):
     @in_one_line
     def versions(self, model: str) -> list[ModelVersion]:
         """All versions of a model, newest first; none for a name that nobody registered."""
+        if not _NAME.fullmatch(model):
+            raise RegistryError(f"{model[:80]!r} is no name of a model: use letters, digits, dots, _ and -.")
         found = self._client.search_model_versions(f"name = '{model}'", max_results=10_000)
         aliases = self._aliases(model) if found else {}
         ours = [_ours(version, aliases.get(int(version.version), ())) for version in found]
@@ -235,12 +255,17 @@ class Tracker(Runs):
         return next((version.number for version in self.versions(model) if CHAMPION in version.aliases), None)
 
     @in_one_line
-    def set_champion(self, model: str, number: int) -> None:
-        """Move the alias. Raises RegistryError, and moves nothing, if the version's files are missing or altered."""
+    def verify(self, model: str, number: int) -> None:
+        """Raise RegistryError, naming file and digests, if a version's report, weights or description are not whole."""
         version = self.version(model, number)
         self.report_of(model, number)
         with tempfile.TemporaryDirectory() as directory:
             self._fetch_generator(version, Path(directory))
+
+    @in_one_line
+    def set_champion(self, model: str, number: int) -> None:
+        """Move the alias. Raises RegistryError, and moves nothing, if the version's files are missing or altered."""
+        self.verify(model, number)
         self._client.set_registered_model_alias(model, CHAMPION, str(number))
 
     @in_one_line

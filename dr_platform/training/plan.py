@@ -12,7 +12,7 @@ from pathlib import Path
 from dr_platform import files
 from dr_platform.config import Params, TrainConfig
 from dr_platform.data.loader import ImageSet, load_images, select_images
-from dr_platform.errors import CheckpointError
+from dr_platform.errors import CheckpointError, DataError
 from dr_platform.records import Checkpoint, Visibility
 
 
@@ -65,6 +65,11 @@ def make_plan(params: Params, prepared_root: Path, storage: Path, initial: Initi
     """The training that `params` ask for on the prepared images. Raises DataError if these are missing or too few."""
     prepare, config = params.prepare, params.train
     images = select_images(prepared_root, prepare.grade, subset=config.subset, visibility=prepare.visibility)
+    if images.resolution != prepare.resolution:
+        raise DataError(
+            f"{prepared_root} holds images of {images.resolution} px, but prepare.resolution is {prepare.resolution}. "
+            "Run: dvc repro prepare"
+        )
     config_sha256 = files.sha256_json(
         {
             "train": config.model_dump(mode="json"),

@@ -78,6 +78,23 @@ def test_train_refuses_what_it_cannot_do(project, section, values, words):
     assert not (project / "models").exists()
 
 
+def test_shards_of_another_resolution_are_not_trained_on(project):
+    edit(project, "prepare", resolution=32)
+    assert_one_line_error(run(project, *STAGE["train"]), "holds images of 16 px", "dvc repro prepare")
+
+
+def test_an_ingest_that_cannot_be_versioned_leaves_nothing(project):
+    photographs = project / "photographs"
+    photographs.mkdir()
+    source = next((project / "data/raw/public/phantom/images").iterdir())
+    shutil.copy(source, photographs / "a.jpg")
+    (photographs / "labels.csv").write_text("file,grade\na.jpg,1\n")
+    options = ("photographs", "--labels", "photographs/labels.csv", "--visibility", "proprietary", "--name")
+    assert_one_line_error(drp(project, "data", "ingest", *options, "clinic"), "no DVC project")
+    assert_one_line_error(drp(project, "data", "ingest", *options, "phantom"), "Choose another")
+    assert [path.name for path in (project / "data/raw/proprietary").iterdir()] == ["phantom"]
+
+
 def test_a_flipped_byte_in_a_shard_is_named(project):
     shard = next((project / "data/prepared/public/grade-1").glob("shard-train-*.parquet"))
     content = bytearray(shard.read_bytes())

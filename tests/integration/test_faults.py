@@ -141,6 +141,6 @@ def test_two_workers_on_ray_give_the_bits_of_two_plain_processes(fresh, tmp_path
 def test_a_nan_ends_with_one_line_and_no_retry(fresh):
     text = (fresh / "params.yaml").read_text()
     (fresh / "params.yaml").unlink()
-    (fresh / "params.yaml").write_text(text.replace("lr_generator: 0.0025", "lr_generator: 1.0e+30"))
+    (fresh / "params.yaml").write_text(text.replace("gamma: 0.05", "gamma: 1.0e+38"))
     done = run(fresh, *TRAIN)
-    assert_one_line_error(done, "phase is", "at step", "Lower train.lr_generator")
+    assert_one_line_error(done, "the r1 phase is", "at step 1 ", "Lower train.lr_generator")

@@ -224,6 +224,15 @@ def test_every_flipped_byte_of_weights_or_description_is_refused(
     tracker.load_generator(MODEL, 1, target)
 
 
+def test_registering_again_restores_files_that_are_gone(tracker: Tracker, project: Path, trained: Trained) -> None:
+    first = register(tracker, trained)
+    stored(project, "generator.json").unlink()
+    with pytest.raises(RegistryError, match="missing"):
+        tracker.verify(first.model, first.model_version)
+    assert register(tracker, trained) == first
+    tracker.verify(first.model, first.model_version)
+
+
 def test_an_altered_report_is_refused(tracker: Tracker, project: Path, trained: Trained) -> None:
     register(tracker, trained)
     path = stored(project, f"{trained.report.digest()}.json")
