@@ -50,11 +50,11 @@ from ray.train.torch import TorchTrainer, get_device  # noqa: E402
 
 from dr_platform import checkpoint, errors, files  # noqa: E402
 from dr_platform.config import SiteConfig  # noqa: E402
-from dr_platform.errors import ClusterError, DrpError, TrainingError  # noqa: E402
+from dr_platform.errors import ClusterError, DrpError, StoppedError, TrainingError  # noqa: E402
 from dr_platform.records import Tick  # noqa: E402
 from dr_platform.training import loop  # noqa: E402
 from dr_platform.training.group import Group  # noqa: E402
-from dr_platform.training.plan import TrainPlan  # noqa: E402
+from dr_platform.training.plan import CHECKPOINTS, TrainPlan  # noqa: E402
 from dr_platform.training.report import Progress, read_progress, read_ticks  # noqa: E402
 from dr_platform.training.worker import work  # noqa: E402
 
@@ -105,7 +105,6 @@ def connected(site: SiteConfig, *, sweep_slots: int = 0) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.umask(0o077)  # Ray's logs and spill files are for this user alone
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     if site.ray_address == "local":
         # A token of this session's own: nothing is written to the home directory, and no stranger can join.
@@ -122,12 +121,15 @@ def connected(site: SiteConfig, *, sweep_slots: int = 0) -> Iterator[None]:
     else:
         _probe(site.ray_address)
         options["address"] = site.ray_address
+    umask = os.umask(0o077)  # Ray's logs and spill files, and the checkpoints, are for this user alone
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
         raise ClusterError(
             f"Ray at {site.ray_address} cannot be used: {_one_line(error)}. Correct site.ray_address, or use local."
         ) from error
+    finally:
+        os.umask(umask)
     try:
         yield
     finally:
@@ -141,7 +143,7 @@ def fit(plan: TrainPlan, site: SiteConfig, listener: Listener | None = None) -> 
     """Run the planned training on Ray and return the directory of its final checkpoint.
 
     A finished run is returned at once; an interrupted one continues. Raises TrainingError if another process trains in
-    the same run directory or the training was stopped by SIGTERM or SIGINT (after a checkpoint), ClusterError if the
+    the same run directory, StoppedError after a SIGTERM or SIGINT (and a checkpoint), ClusterError if the
     workers failed more often than `site.max_failures`, and whatever DrpError a worker raised.
     """
     listener = listener or Listener()
@@ -159,13 +161,13 @@ def fit(plan: TrainPlan, site: SiteConfig, listener: Listener | None = None) -> 
         _raise_failure(plan.run_directory)
         finished = finished_checkpoint(plan.run_directory)
         if finished is None:
-            raise TrainingError(f"{plan.run} was stopped and has a checkpoint. Run the same command to continue.")
+            raise StoppedError(f"{plan.run} was stopped and has a checkpoint. Run the same command to continue.")
         return finished
 
 
 def finished_checkpoint(run_directory: Path) -> Path | None:
     """The final checkpoint of a run that has reached its length, or None."""
-    newest = checkpoint.newest(run_directory / loop.CHECKPOINTS)
+    newest = checkpoint.newest(run_directory / CHECKPOINTS)
     if newest is not None and checkpoint.verify(newest).complete:
         return newest
     return None
@@ -211,10 +213,13 @@ def _run_workers(plan: TrainPlan, site: SiteConfig, listener: Listener) -> None:
     thread = threading.Thread(target=fit_in_thread, name="ray-train", daemon=True)
     with _signals_ask_to_stop(plan.run_directory):
         thread.start()
-        told = 0
+        told, stopping = 0, False
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             told = _tell(plan.run_directory, listener, told)
+            if not stopping and (plan.run_directory / loop.STOP_FILE).exists():
+                stopping = True
+                logger.warning("Stopping after this step, with a checkpoint")
     _tell(plan.run_directory, listener, told)
     if raised:
         raise _readable(plan, site, raised[0]) from raised[0]
@@ -279,7 +284,7 @@ def _signals_ask_to_stop(run_directory: Path) -> Iterator[None]:
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        logger.warning("%s: committing a checkpoint, then stopping", signal.Signals(number).name)
+        # Nothing but this: the handler may interrupt a write to the terminal, which is not reentrant.
         (run_directory / loop.STOP_FILE).touch()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}

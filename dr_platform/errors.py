@@ -8,6 +8,7 @@ DrpError
 ├── EvaluationError    a metric cannot be computed, or two that must not be compared were
 ├── RegistryError      the tracking server or the model registry refuses, or holds something unexpected
 ├── ClusterError       Ray cannot be reached or a worker group failed for good
+├── StoppedError       somebody asked a training to stop, and it did: no error, but no result either
 └── LineageError       DVC or git cannot say what a result was made from
 
 Each takes one message, so that an error travels between processes by pickle.
@@ -49,6 +50,10 @@ class RegistryError(DrpError):
 
 class ClusterError(DrpError):
     """Ray cannot be reached, or a worker group failed for good."""
+
+
+class StoppedError(DrpError):
+    """Somebody asked a training to stop, and it did."""
 
 
 class LineageError(DrpError):

@@ -6,14 +6,12 @@ come from the registry by verified digest, or from a checkpoint directory.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from dr_platform import __version__, checkpoint, files, grid, road, sampling
 from dr_platform.errors import ConfigError
@@ -56,13 +54,13 @@ def generate(
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be made: {error.strerror}. Choose another directory.") from None
     first: list[np.ndarray] = []
+    advance(0, len(seeds))
     for start in range(0, len(seeds), _BATCH):
         part = seeds[start : start + _BATCH]
         images = sampling.sample_images(generator, part, psi=psi, batch=_BATCH)
         for seed, image in zip(part, images, strict=True):
-            files.write_bytes(
-                out / f"seed{seed:010d}.png", _png(image, {**provenance, "seed": str(seed), "psi": f"{psi:g}"})
-            )
+            content = grid.png_bytes(Image.fromarray(image), **provenance, seed=str(seed), psi=f"{psi:g}")
+            files.write_bytes(out / f"seed{seed:010d}.png", content)
         if len(first) < _SHEET_IMAGES:
             first.extend(images[: _SHEET_IMAGES - len(first)])
         advance(start + len(part), len(seeds))
@@ -71,9 +69,7 @@ def generate(
         scale=max(1, _SHEET_PIXELS // generator.img_resolution),
         captions=[f"seed {seed}" for seed in seeds[: len(first)]],
     )
-    image_file = io.BytesIO()
-    sheet.save(image_file, format="PNG", pnginfo=_text({**provenance, "psi": f"{psi:g}"}))
-    files.write_bytes(out / "contact-sheet.png", image_file.getvalue())
+    files.write_bytes(out / "contact-sheet.png", grid.png_bytes(sheet, **provenance, psi=f"{psi:g}"))
     return len(seeds)
 
 
@@ -84,21 +80,7 @@ def _load(project: Project, model: str) -> tuple[Generator, dict[str, str]]:
     else:
         name, weights, generator = road.read_registered(project, model)
     return generator, {
-        "Synthetic": "yes: drawn by a generative model, shows no person",
         "Software": f"dr_platform {__version__}",
         "Model": name,
-        "Weights-SHA256": weights,
+        "Weights_SHA256": weights,
     }
-
-
-def _png(image: np.ndarray, provenance: dict[str, str]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", pnginfo=_text(provenance))
-    return buffer.getvalue()
-
-
-def _text(provenance: dict[str, str]) -> PngInfo:
-    info = PngInfo()
-    for key, value in provenance.items():
-        info.add_text(key, value)
-    return info

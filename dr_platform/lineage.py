@@ -223,6 +223,7 @@ def track(root: Path, directory: Path, visibility: Visibility) -> Path:
 
     directory: below data/raw/VISIBILITY of the project. Raises LineageError.
     """
+    _config(root)
     home = root / RAW / visibility
     if not directory.resolve().is_relative_to(home.resolve()):
         raise LineageError(f"{directory} is {visibility}, but does not lie in {home}. Move it there first.")

@@ -93,7 +93,8 @@ class Manifest(Record):
     resolution: int
     seed: int
     held_out: float
-    shares: tuple[Share, ...]
+    collections: tuple[str, ...] = Field(description="Raw collections of this visibility that were searched.")
+    shares: tuple[Share, ...] = Field(description="What came of those that have images of this grade.")
     patients_train: int
     patients_held_out: int
     skipped: int = Field(description="Images of this grade left out (no fundus, a duplicate); skipped.csv lists them.")

@@ -209,9 +209,7 @@ def evaluate(project: Project, advance: Advance = lambda done, total: None) -> E
     _, generator = read_model(project.model)
     samples = sampling.sample_images(generator, list(_SAMPLE_SEEDS))
     sheet = grid.contact_sheet(samples, columns=8, scale=max(1, 96 // report.resolution))
-    image = io.BytesIO()
-    sheet.save(image, format="PNG")
-    files.write_bytes(project.results / "samples.png", image.getvalue())
+    files.write_bytes(project.results / "samples.png", grid.png_bytes(sheet, Run=report.run))
     files.write_json(project.results / "metrics.json", {metric.name: metric.value for metric in report.metrics})
     report.write(project.results / REPORT_FILE)
     return report

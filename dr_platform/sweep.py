@@ -26,8 +26,7 @@ from dr_platform.data.loader import select_images
 from dr_platform.errors import ClusterError, ConfigError, DataError
 from dr_platform.records import EvalReport, Record, Tick
 from dr_platform.road import Project
-from dr_platform.training.loop import CHECKPOINTS
-from dr_platform.training.plan import TrainPlan, make_plan
+from dr_platform.training.plan import CHECKPOINTS, TrainPlan, make_plan
 from dr_platform.training.report import Progress, read_progress
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dr_platform.errors import DrpError
+from dr_platform.errors import DrpError, StoppedError
 
 if TYPE_CHECKING:
     from dr_platform.records import Tick
@@ -111,6 +111,9 @@ class TrainingView:
             f"training {plan.run}: {plan.config.config}, {plan.resolution} px, {plan.train_images} images, "
             f"{plan.config.kimg:g} kimg, batch {plan.config.batch}, gamma {plan.config.gamma:g}"
         )
+        begun = plan.images_seen()
+        if begun:
+            self._console.say(f"continuing from {begun / 1000:.2f} kimg")
 
     def progress(self, now: TrainingProgress) -> None:
         """Refresh the line between ticks."""
@@ -179,6 +182,9 @@ def one_line_errors() -> Iterator[None]:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         yield
+    except StoppedError as stop:
+        sys.stderr.write(f"stopped: {stop}\n")
+        raise SystemExit(130) from None
     except DrpError as error:
         logging.getLogger(__name__).debug("The error above in full", exc_info=True)
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")

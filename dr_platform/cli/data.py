@@ -55,7 +55,6 @@ def ingest(
             "--name phantom is that of the synthetic photographs, which `dvc repro` draws. Choose another."
         )
     project = Project.here()
-    lineage.remotes(project.root)
     columns = ColumnMap(
         image_id=image_id, file=file, grade=grade, patient_id=patient_id, eye=eye, source=source, license=license_
     )
@@ -81,7 +80,7 @@ def ingest(
     console.result(f"{name}: {taken} images taken, {rejected} not used ({visibility})")
     if rejected:
         console.say(f"Reasons: {result.directory.relative_to(project.root)}/import-report.csv")
-    console.say(f"Next: drp data use {name}; dvc repro")
+    console.say(f"Next: drp data use {name} (in place of {', '.join(project.params.prepare.collections)}); dvc repro")
 
 
 @app.command("list")

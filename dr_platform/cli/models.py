@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Registered models, their reports and lineage.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Reference = Annotated[str, typer.Argument(help="NAME/VERSION, or NAME for its champion.")]
+Reference = Annotated[
+    str, typer.Argument(help="NAME/VERSION, NAME for its champion, or a VERSION of the model of prepare.grade.")
+]
 
 
 @app.command("list")
@@ -134,7 +136,10 @@ def compare(first: Reference, second: Reference, as_json: Json = False) -> None:
 def _look_up(reference: str) -> tuple[ModelVersion, EvalReport]:
     from dr_platform.road import Project
 
-    tracker = Project.here().tracker()
+    project = Project.here()
+    tracker = project.tracker()
+    if reference.isdigit() or reference in ("latest", "champion"):
+        reference = f"{project.model_name}/{reference}"
     name, _, wanted = reference.rpartition("/") if "/" in reference else (reference, "", "champion")
     number = tracker.resolve(name, wanted)
     return tracker.version(name, number), tracker.report_of(name, number)

@@ -68,6 +68,10 @@ def demo() -> None:
     if not changed:
         console.say("Nothing changed: every stage is up to date.")
     console.say(f"Took {duration(time.monotonic() - start)}. Samples: {_relative(project, 'samples.png')}")
+    if project.params.profile == "demo":
+        console.say(
+            "At 32 px and 10 kimg expect discs of the right colours with a bright spot; vessels need more of both."
+        )
     console.say(
         "Next, with .venv/bin on your PATH (. .venv/bin/activate):\n"
         "  drp ui                                         # runs, curves, models in the browser\n"
@@ -280,7 +284,9 @@ def _show_status(console: Console, project: Project) -> None:
     for name, digest in state["data"].items():
         data.add_row(name, digest[:12])
     console.show(data)
-    models = plain_table("model/version", "alias", ">images seen", "metric", ">value", ">± 1 SE", ">n", "extractor")
+    models = plain_table(
+        "model/version", "alias", ">images seen", "metric", ">value", ">± 1 SE", ">n fake", ">n real", "extractor"
+    )
     for model in state["models"]:
         heads = [
             (f"{model['model']}/{model['version']}", model["alias"] or "–", f"{model['images_seen']:,}"),
@@ -293,6 +299,7 @@ def _show_status(console: Console, project: Project) -> None:
                 f"{metric['value']:.4g}",
                 f"{metric['spread']:.2g}" if metric["spread"] is not None else "–",
                 str(metric["n_fake"]),
+                str(metric["n_real"] or "–"),
                 metric["extractor"]["name"] if metric["extractor"] else "–",
             )
     console.show(models)

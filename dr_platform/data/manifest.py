@@ -151,9 +151,18 @@ def to_table(rows: Sequence[ManifestRow]) -> pa.Table:
 
 
 def write_manifest(
-    directory: Path, rows: Sequence[ManifestRow], visibility: Visibility, config: PrepareConfig, skipped: int
+    directory: Path,
+    rows: Sequence[ManifestRow],
+    visibility: Visibility,
+    config: PrepareConfig,
+    skipped: int,
+    collections: Iterable[str] = (),
 ) -> Manifest:
-    """Store the rows and their summary in `directory`; returns the summary."""
+    """Store the rows and their summary in `directory`; returns the summary.
+
+    collections: those of this visibility that were searched. The names of others have no place here: the public
+    directory must not tell what proprietary ones are called.
+    """
     pq.write_table(to_table(rows), directory / ROWS_FILE, compression="none")
     patients = {split: {row.patient for row in rows if row.split == split} for split in SPLITS}
     names = sorted({row.collection for row in rows})
@@ -163,6 +172,7 @@ def write_manifest(
         resolution=config.resolution,
         seed=config.seed,
         held_out=config.held_out,
+        collections=tuple(sorted(collections)),
         shares=tuple(
             Share(
                 collection=name,

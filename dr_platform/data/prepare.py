@@ -155,7 +155,7 @@ def _write(directory: Path, part: _Visibility, config: PrepareConfig, count: Cal
         written += shards.write_shards(directory, split, images, config.resolution, config.shard_images)
     header = ("collection", "image_id", "reason")
     (directory / SKIPPED_FILE).write_bytes(collections.csv_bytes(header, sorted(part.skipped)))
-    record = manifest.write_manifest(directory, part.rows, part.label, config, len(part.skipped))
+    record = manifest.write_manifest(directory, part.rows, part.label, config, len(part.skipped), part.directories)
     shards.write_index(directory, record, written)
     return record
 

@@ -22,7 +22,8 @@ def serve(uri: str, artifacts: str, root: Path, host: str, port: int) -> None:
     store = f"sqlite:///{(root / uri.removeprefix('sqlite:///')).absolute()}" if uri.startswith("sqlite:///") else uri
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
     command += ["--artifacts-destination", str((root / artifacts).absolute()), "--host", host, "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command += ["--uvicorn-opts", "--log-level warning"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     try:
         status = subprocess.run(command, env=environment, check=False).returncode
     except KeyboardInterrupt:

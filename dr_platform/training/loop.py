@@ -26,13 +26,13 @@ from dr_platform.errors import TrainingError
 from dr_platform.gan.ema import ema_beta, update_ema
 from dr_platform.records import Tick
 from dr_platform.training.group import Group
+from dr_platform.training.plan import CHECKPOINTS
 from dr_platform.training.report import Progress, Reporter
 from dr_platform.training.state import TrainingState
 from dr_platform.training.step import Players, Scalars, gradient_norm
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
 STOP_FILE = "stop"
 _KEEP_CHECKPOINTS = 2
 _GRID_SEEDS = range(16)

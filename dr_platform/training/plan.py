@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dr_platform import files
-from dr_platform.config import Params, TrainConfig
-from dr_platform.data.loader import ImageSet, load_images, select_images
+from dr_platform import checkpoint, files
+from dr_platform.config import Params, PrepareConfig, TrainConfig
+from dr_platform.data.loader import ImageSet, Selection, load_images, select_images
 from dr_platform.errors import CheckpointError, DataError
 from dr_platform.records import Checkpoint, Visibility
+
+CHECKPOINTS = "checkpoints"  # in a run directory
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class TrainPlan:
         """The training images of the plan."""
         return load_images(self.prepared_root, self.grade, subset=self.config.subset, visibility=self.use)
 
+    def images_seen(self) -> int:
+        """Images that the newest checkpoint of the run has seen; 0 for a run that has none."""
+        newest = checkpoint.newest(self.run_directory / CHECKPOINTS)
+        return checkpoint.verify(newest).images_seen if newest else 0
+
     def require_own(self, record: Checkpoint) -> None:
         """Raise CheckpointError if a checkpoint in the run directory is of another configuration or other data."""
         if (record.config_sha256, record.data_sha256) != (self.config_sha256, self.data_sha256):
@@ -65,11 +72,7 @@ def make_plan(params: Params, prepared_root: Path, storage: Path, initial: Initi
     """The training that `params` ask for on the prepared images. Raises DataError if these are missing or too few."""
     prepare, config = params.prepare, params.train
     images = select_images(prepared_root, prepare.grade, subset=config.subset, visibility=prepare.visibility)
-    if images.resolution != prepare.resolution:
-        raise DataError(
-            f"{prepared_root} holds images of {images.resolution} px, but prepare.resolution is {prepare.resolution}. "
-            "Run: dvc repro prepare"
-        )
+    _require_current(images, prepare)
     config_sha256 = files.sha256_json(
         {
             "train": config.model_dump(mode="json"),
@@ -95,3 +98,20 @@ def make_plan(params: Params, prepared_root: Path, storage: Path, initial: Initi
         batch_per_worker=params.site.batch_per_worker,
         threads=params.site.threads_per_worker,
     )
+
+
+def _require_current(images: Selection, prepare: PrepareConfig) -> None:
+    """Raise DataError if the prepared images do not follow from the present section `prepare` of params.yaml."""
+    made = images.sources[0].manifest
+    searched = {name for source in images.sources for name in source.manifest.collections}
+    for name, found, wanted in (
+        ("collections", sorted(searched), sorted(set(prepare.collections))),
+        ("resolution", made.resolution, prepare.resolution),
+        ("seed", made.seed, prepare.seed),
+        ("held_out", made.held_out, prepare.held_out),
+    ):
+        if found != wanted:
+            raise DataError(
+                f"The images in {images.sources[0].directory.parents[1]} were prepared with {name} {found}, but "
+                f"prepare.{name} is {wanted}. Run: dvc repro prepare"
+            )

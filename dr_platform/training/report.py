@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dr_platform import files
-from dr_platform.grid import contact_sheet
+from dr_platform.grid import contact_sheet, png_bytes
 from dr_platform.records import Tick
 
 TICKS_FILE = "ticks.jsonl"
@@ -88,10 +88,7 @@ class DirectoryReporter:
     def samples(self, name: str, images: NDArray[np.uint8]) -> str:
         """Draw the grid into `samples/NAME`."""
         path = self._root / "samples" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{name}")
-        contact_sheet(images).save(aside, format="PNG")
-        os.replace(aside, path)
+        files.write_bytes(path, png_bytes(contact_sheet(images), Run=self._root.name))
         return path.relative_to(self._root).as_posix()
 
     def tick(self, tick: Tick) -> None:

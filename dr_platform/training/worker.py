@@ -12,7 +12,7 @@ from dr_platform import checkpoint
 from dr_platform.errors import DataError
 from dr_platform.training import loop
 from dr_platform.training.group import Group
-from dr_platform.training.plan import TrainPlan
+from dr_platform.training.plan import CHECKPOINTS, TrainPlan
 from dr_platform.training.report import DirectoryReporter, Reporter, SilentReporter
 from dr_platform.training.state import TrainingState, new_state
 
@@ -62,7 +62,7 @@ def _description(plan: TrainPlan) -> dict[str, Any]:
 
 def _resume(plan: TrainPlan, state: TrainingState, group: Group) -> None:
     """Continue from the checkpoint that rank 0 finds, so that all workers start from the same one."""
-    root = plan.run_directory / loop.CHECKPOINTS
+    root = plan.run_directory / CHECKPOINTS
     found = [checkpoint.newest(root) if group.is_first else None]
     if group.world > 1:
         dist.broadcast_object_list(found, src=0)

@@ -80,7 +80,7 @@ def test_train_refuses_what_it_cannot_do(project, section, values, words):
 
 def test_shards_of_another_resolution_are_not_trained_on(project):
     edit(project, "prepare", resolution=32)
-    assert_one_line_error(run(project, *STAGE["train"]), "holds images of 16 px", "dvc repro prepare")
+    assert_one_line_error(run(project, *STAGE["train"]), "were prepared with resolution 16", "dvc repro prepare")
 
 
 def test_an_ingest_that_cannot_be_versioned_leaves_nothing(project):

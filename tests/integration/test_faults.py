@@ -18,8 +18,7 @@ from small_project import assert_one_line_error, prepared_project, run, start, w
 from dr_platform import checkpoint, cluster, road
 from dr_platform.config import load_params
 from dr_platform.training.group import Group
-from dr_platform.training.loop import CHECKPOINTS
-from dr_platform.training.plan import TrainPlan, make_plan
+from dr_platform.training.plan import CHECKPOINTS, TrainPlan, make_plan
 from dr_platform.training.report import SilentReporter, read_ticks
 from dr_platform.training.worker import work
 
@@ -112,7 +111,8 @@ def test_sigterm_commits_a_checkpoint_and_the_same_command_continues(fresh, undi
     wait_for(lambda: len(list(read_ticks(plan.run_directory))) >= 1, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 130
+    assert "stopped: " in output
     assert "was stopped and has a checkpoint. Run the same command to continue." in output
     stopped = checkpoint.newest(plan.run_directory / CHECKPOINTS)
     assert not checkpoint.verify(stopped).complete

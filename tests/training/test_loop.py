@@ -8,6 +8,7 @@ from tiny_training import assert_bitwise_equal, tiny_config, tiny_images, tiny_j
 from dr_platform import checkpoint
 from dr_platform.records import Tick
 from dr_platform.training import loop
+from dr_platform.training.plan import CHECKPOINTS
 from dr_platform.training.report import DirectoryReporter, SilentReporter, read_progress, read_ticks
 
 
@@ -22,7 +23,7 @@ class Recording(SilentReporter):
 
 
 def loaded(run_directory, config):
-    newest = checkpoint.newest(run_directory / loop.CHECKPOINTS)
+    newest = checkpoint.newest(run_directory / CHECKPOINTS)
     _, tensors, counters = checkpoint.read(newest)
     state = tiny_state(config)
     state.load(tensors, counters)
@@ -79,7 +80,7 @@ def test_resuming_cuts_the_history_back_to_the_checkpoint(tmp_path, alone):
     config = tiny_config(checkpoint_ticks=2)
     loop.train(tiny_job(config, tmp_path), tiny_state(config), tiny_images(), alone, DirectoryReporter(tmp_path))
     before = [tick.scalars for tick in read_ticks(tmp_path)]
-    newest, older = list(checkpoint.committed(tmp_path / loop.CHECKPOINTS))
+    newest, older = list(checkpoint.committed(tmp_path / CHECKPOINTS))
     (newest / "generator.safetensors").write_bytes(b"damaged")
     state = loaded(tmp_path, config)
     assert state.step == int(older.name.removeprefix("step-"))
