@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def project(tmp_path):
+    """The checkout's params.yaml as it is before a demo has written its transfer there."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
+    profiles.edit(tmp_path, {"transfer": {"targets": [], "parent": None}})
     return tmp_path
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dr_platform.training.report import Progress as TrainingProgress
 
 # A terminal narrower than this would fold tables; a log has no width at all.
-_LOG_WIDTH = 120
+_LOG_WIDTH = 140
 _COUNT_LOG_SECONDS = 10.0
 
 

@@ -29,7 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evaluate": {"images": 48, "kid_subsets": 4, "kid_subset_size": 20, "equivariance_images": 8, "batch": 16},
     "promote": {"min_images": 48},
     "sweep": {"sizes": [8, 16], "gammas": [0.1, 1.0], "kimg": 0.16},
-    "transfer": {"kimg": 0.16},
+    "transfer": {"targets": [], "parent": None, "kimg": 0.16},
     "site": {"workers": 1},
 }  # fmt: skip
 
