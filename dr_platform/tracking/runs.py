@@ -47,7 +47,7 @@ class DvcSource(DatasetSource):
 
     @classmethod
     def _resolve(cls, raw_source: Any) -> DvcSource:
-        raise NotImplementedError
+        raise TypeError(f"{raw_source!r} names no version of images")
 
     def to_dict(self) -> dict[str, Any]:
         """The version, JSON-able."""
