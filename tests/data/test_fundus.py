@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from shared_data import FUNDUS_MINI, needs_photographs
 
 from dr_platform.data.fundus import (
     FieldOfView,
@@ -19,9 +20,6 @@ from dr_platform.data.fundus import (
 )
 from dr_platform.data.phantom import Phantom, phantom
 from dr_platform.errors import DataError
-
-REAL = Path(__file__).resolve().parents[2] / "../shared/data/fundus-mini"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs are not beside the project")
 
 
 def rgb(path: Path) -> np.ndarray:
@@ -205,11 +203,11 @@ def test_where_the_frame_cut_the_field_does_not_show_in_the_scale() -> None:
     assert np.abs(whole[20:] - cut[20:]).mean() < 4  # half a pixel of shift at most
 
 
-@needs_real
+@needs_photographs
 @pytest.mark.parametrize(("folder", "radius"), [("hrf", 0.465), ("idrid", 0.40)])
 def test_the_field_of_wide_photographs_is_found(folder: str, radius: float) -> None:
     """Lit widths as the collection's README states them: 93 % of the width (HRF) and 80 % (IDRiD)."""
-    paths = sorted((REAL / "images" / folder).glob("*.jpg"))
+    paths = sorted((FUNDUS_MINI / "images" / folder).glob("*.jpg"))
     assert len(paths) == 20
     radii = []
     for path in paths:
@@ -222,10 +220,10 @@ def test_the_field_of_wide_photographs_is_found(folder: str, radius: float) -> N
     assert np.median(radii) == pytest.approx(radius, abs=0.005)
 
 
-@needs_real
+@needs_photographs
 def test_an_original_and_its_reduction_have_the_same_field() -> None:
     for large, small in (("05_dr.jpg", "hrf/05_dr.jpg"), ("IDRiD_12.jpg", "idrid/IDRiD_12.jpg")):
-        a, b = rgb(REAL / "originals" / large), rgb(REAL / "images" / small)
+        a, b = rgb(FUNDUS_MINI / "originals" / large), rgb(FUNDUS_MINI / "images" / small)
         scale = a.shape[1] / b.shape[1]
         one, other = find_field_of_view(a), find_field_of_view(b)
         assert abs(one.radius / scale - other.radius) < 0.01 * other.radius
@@ -233,10 +231,10 @@ def test_an_original_and_its_reduction_have_the_same_field() -> None:
         assert abs((one.cy + 0.5) / scale - 0.5 - other.cy) < 0.01 * other.radius
 
 
-@needs_real
+@needs_photographs
 def test_every_photograph_of_28_pixels_has_a_field() -> None:
     """All 20 with white corners among them; in those the field is wider than the frame."""
-    paths = sorted((REAL / "images/retinamnist28").glob("*.png"))
+    paths = sorted((FUNDUS_MINI / "images/retinamnist28").glob("*.png"))
     assert len(paths) == 1600
     white = 0
     for path in paths:

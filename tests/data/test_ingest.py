@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from shared_data import FUNDUS_MINI, needs_photographs
 
 from dr_platform import files
 from dr_platform.data import collections
 from dr_platform.data.ingest import ColumnMap, ingest
 from dr_platform.errors import DataError
-
-FUNDUS_MINI = Path(__file__).resolve().parents[2] / "../shared/data/fundus-mini"
 
 
 def picture(seed: int = 0, height: int = 20, width: int = 24) -> np.ndarray:
@@ -326,7 +325,7 @@ def test_a_name_has_one_visibility(folder: Path) -> None:
 # ---- real photographs ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not FUNDUS_MINI.is_dir(), reason="the shared photographs are not here")
+@needs_photographs
 def test_real_photographs_get_in_whole_and_soon(tmp_path: Path) -> None:
     started = time.monotonic()
     columns = ColumnMap(eye="laterality")

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shared_data import GOLDEN, needs_golden
 
 from dr_platform.errors import EvaluationError
 from dr_platform.evaluation import equivariance as eq
 from dr_platform.gan import generator_from_state
-
-GOLDEN = Path(__file__).resolve().parents[2] / "../shared/golden/stylegan3"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the shared golden data are not beside the project")
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

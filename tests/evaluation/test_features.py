@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from shared_data import FUNDUS_MINI, needs_photographs
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from dr_platform.data.phantom import phantom
@@ -23,7 +24,7 @@ from dr_platform.gan import Generator
 from dr_platform.sampling import sample_images
 
 DATA = "d" * 64
-PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "../shared/data/fundus-mini/images/retinamnist28"
+PHOTOGRAPHS = FUNDUS_MINI / "images" / "retinamnist28"
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_distances_order_damaged_phantoms(small: FeatureExtractor) -> None:
     check_order(pictures[::2], pictures[1::2], small)
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the shared photographs are not beside the project")
+@needs_photographs
 def test_distances_order_damaged_photographs(small: FeatureExtractor) -> None:
     from PIL import Image
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_data import GOLDEN, needs_golden
 
 from dr_platform.errors import EvaluationError
 from dr_platform.evaluation import features, metrics
-
-GOLDEN = Path(__file__).resolve().parents[2] / "../shared/golden/stylegan3/metrics_math.npz"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_file(), reason="the shared golden data are not beside the project")
 
 
 def gaussian(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -150,7 +147,7 @@ def test_one_image_or_a_value_that_is_not_finite_is_refused(metric: object) -> N
 
 @needs_golden
 def test_fid_is_the_published_arithmetic() -> None:
-    golden = np.load(GOLDEN, allow_pickle=False)
+    golden = np.load(GOLDEN / "metrics_math.npz", allow_pickle=False)
     moments = [golden[key] for key in ("real_mean", "real_cov", "gen_mean", "gen_cov")]
     assert metrics.frechet_distance(*moments) == pytest.approx(float(golden["fid"]), rel=1e-9)
     # The published code divides the covariance by n, torch-fidelity by n - 1: that and no more is the difference.
@@ -162,7 +159,7 @@ def test_fid_is_the_published_arithmetic() -> None:
 
 @needs_golden
 def test_kid_is_the_published_arithmetic_on_the_published_subsets() -> None:
-    golden = np.load(GOLDEN, allow_pickle=False)
+    golden = np.load(GOLDEN / "metrics_math.npz", allow_pickle=False)
     real, fake = golden["real_features"].astype(np.float64), golden["gen_features"].astype(np.float64)
     rows = zip(golden["kid_subset_idx_real"], golden["kid_subset_idx_gen"], strict=True)
     ours = np.mean([metrics.mmd2_jackknife(real[i], fake[j])[0] for i, j in rows])

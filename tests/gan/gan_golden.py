@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
+from shared_data import GOLDEN
 from torch import Tensor
-
-GOLDEN = Path(__file__).resolve().parents[2] / "../shared/golden/stylegan3"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden data are not beside this checkout")
 
 GENERATORS = ("net_g_t32", "net_g_t64_cond5", "net_g_r32", "net_g_r64_cond5")
 DISCRIMINATORS = ("net_d_d32", "net_d_d64_cond5")

@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from gan_golden import golden, needs_golden, relative_error, table
+from gan_golden import golden, relative_error, table
+from shared_data import needs_golden
 
 from dr_platform.gan import Discriminator
 from dr_platform.gan.discriminator import ConvLayer, minibatch_std

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
-from gan_golden import golden, needs_golden
+from gan_golden import golden
+from shared_data import needs_golden
 
 from dr_platform.gan.filters import binomial_filter, kaiser_attenuation, kaiser_beta, lowpass_filter
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from gan_golden import golden, needs_golden, relative_error
+from gan_golden import golden, relative_error
+from shared_data import needs_golden
 from torch import Tensor, nn
 
 from dr_platform.gan import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gan_golden import DISCRIMINATORS, GENERATORS, golden, needs_golden, relative_error
+from gan_golden import DISCRIMINATORS, GENERATORS, golden, relative_error
+from shared_data import needs_golden
 
 from dr_platform.gan import Discriminator, Generator, discriminator_from_state, generator_from_state, r1_penalty
 

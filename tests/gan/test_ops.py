@@ -7,7 +7,8 @@ import math
 import pytest
 import reference_ops
 import torch
-from gan_golden import golden, needs_golden, relative_error
+from gan_golden import golden, relative_error
+from shared_data import needs_golden
 
 from dr_platform.gan import ops
 from dr_platform.gan.filters import lowpass_filter
