@@ -6,6 +6,7 @@ raw images -prepare-> Manifest, ShardIndex -train-> Checkpoint -evaluate-> EvalR
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -33,16 +34,20 @@ class Record(BaseModel):
     # What to run when a file of this kind is absent or out of date; subclasses say it.
     remedy: ClassVar[str] = "Make it again."
     failure: ClassVar[type[DrpError]] = DataError
+    # Whether the file ends in the digest of all else in it, so that a changed letter is noticed.
+    sealed: ClassVar[bool] = False
 
     def write(self, path: Path) -> None:
         """Store as JSON at `path`, atomically."""
-        files.write_json(path, self.model_dump(mode="json"))
+        content = self.model_dump(mode="json")
+        files.write_json(path, {**content, "sha256": files.sha256_json(content)} if self.sealed else content)
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """The record stored at `path`; raises the class's `failure` in one line if there is none or it is not valid."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            content = path.read_bytes()
+            return cls.model_validate_json(cls._without_seal(content) if cls.sealed else content)
         except FileNotFoundError:
             raise cls.failure(f"{path} does not exist. {cls.remedy}") from None
         except OSError as error:
@@ -50,9 +55,21 @@ class Record(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
+            version = cls.model_fields["version"].default
             raise cls.failure(
-                f"{path} is not a {cls.__name__} of version 1: {where}: {first['msg']}. {cls.remedy}"
+                f"{path} is not a {cls.__name__} of version {version}: {where}: {first['msg']}. {cls.remedy}"
             ) from None
+        except ValueError:
+            raise cls.failure(f"{path} is damaged: it does not match its own digest. {cls.remedy}") from None
+
+    @staticmethod
+    def _without_seal(content: bytes) -> bytes:
+        """The JSON less its digest. Raises ValueError if there is none, or if it is of other content."""
+        fields = json.loads(content)
+        digest = fields.pop("sha256", None) if isinstance(fields, dict) else None
+        if digest != files.sha256_json(fields):
+            raise ValueError("the digest is of other content")
+        return json.dumps(fields).encode()
 
     def digest(self) -> str:
         """SHA-256 of the record's content."""
@@ -151,6 +168,8 @@ class StoredFile(BaseModel):
 class Checkpoint(Record):
     """`checkpoint.json`, written last: a training after `step` steps, and a digest of each of its files."""
 
+    version: Literal[2] = 2  # type: ignore[assignment]  # 2: several grades; sealed
+    sealed: ClassVar[bool] = True
     remedy: ClassVar[str] = "Run: dvc repro train"
 
     run: str = Field(description="Name of the run, a function of configuration and data.")
@@ -158,6 +177,7 @@ class Checkpoint(Record):
     images_seen: int
     complete: bool = Field(description="Whether the training had reached its length.")
     grade: int
+    classes: tuple[int, ...] = Field((), description="Grades of a conditional G in the order of its labels, else none.")
     resolution: int
     visibility: Visibility = Field(description="The strictest label of the images trained on.")
     config_sha256: Digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from dr_platform import checkpoint
 from dr_platform.errors import CheckpointError, TrainingError
+from dr_platform.files import sha256_json
 
 DESCRIBE = {
     "run": "dr1-test",
@@ -49,21 +51,25 @@ def test_what_was_written_is_read(tmp_path):
     assert torch.equal(checkpoint.read_generator(directory)[1]["weight"], expected)
 
 
-def test_a_flipped_bit_anywhere_is_refused_by_name(tmp_path):
-    directory = write(tmp_path, 1)
+def test_a_flipped_bit_in_any_of_200_places_is_refused_by_name_and_the_previous_checkpoint_used(tmp_path, caplog):
+    previous, directory = write(tmp_path, 1), write(tmp_path, 2)
     chance = random.Random(0)
-    files = [path for path in sorted(directory.iterdir()) if path.name != checkpoint.RECORD_FILE]
-    for _ in range(60):
+    files = sorted(directory.iterdir())
+    assert {path.name for path in files} >= {checkpoint.RECORD_FILE, "state.json", checkpoint.GENERATOR_FILE}
+    for _ in range(200):
         path = chance.choice(files)
         content = path.read_bytes()
         bit = chance.randrange(len(content) * 8)
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=rf"{path.name} is damaged"):
+        with pytest.raises(CheckpointError, match=re.escape(path.name)):
             checkpoint.read(directory)
+        caplog.clear()
+        assert checkpoint.newest(tmp_path) == previous
+        assert path.name in caplog.text
         path.write_bytes(content)
-    checkpoint.read(directory)
+    assert checkpoint.newest(tmp_path) == directory
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "record"])
@@ -93,11 +99,11 @@ def test_pruning_keeps_the_newest_and_clears_what_a_crash_left(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
-def test_a_checkpoint_of_a_later_format_is_refused(tmp_path):
+def test_a_checkpoint_whose_record_was_edited_is_refused(tmp_path):
     directory = write(tmp_path, 1)
     path = directory / checkpoint.RECORD_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
-    with pytest.raises(CheckpointError, match="not a Checkpoint of version 1"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 3}))
+    with pytest.raises(CheckpointError, match=r"checkpoint.json is damaged"):
         checkpoint.verify(directory)
 
 
@@ -128,3 +134,12 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     target.write_text("")
     with pytest.raises(TrainingError, match="file-in-the-way"):
         write(target, 1)
+
+
+def test_a_checkpoint_of_a_later_format_is_refused(tmp_path):
+    path = write(tmp_path, 1) / checkpoint.RECORD_FILE
+    content = {**json.loads(path.read_text()), "version": 3}
+    del content["sha256"]
+    path.write_text(json.dumps({**content, "sha256": sha256_json(content)}))
+    with pytest.raises(CheckpointError, match="not a Checkpoint of version 2"):
+        checkpoint.verify(path.parent)
