@@ -51,9 +51,14 @@ class Statistics:
 
 
 class MappingNetwork(nn.Module):
-    """Latent and label to w, repeated for every layer, optionally pulled towards the average w (truncation)."""
+    """Latent and label to w, repeated for every layer, optionally pulled towards the average w (truncation).
+
+    default_class: the label that latents without one get, so that whoever draws images of one class need not know of
+    labels; None at first, which refuses them.
+    """
 
     w_avg: Tensor
+    default_class: int | None = None
 
     def __init__(
         self,
@@ -95,7 +100,11 @@ class MappingNetwork(nn.Module):
         x = normalize_second_moment(z.to(self.w_avg.dtype))
         if self.embed is not None:
             if c is None:
-                raise ValueError(f"this generator was made for labels with {self.c_dim} entries, found none. Pass c.")
+                if self.default_class is None:
+                    raise ValueError(
+                        f"this generator was made for labels with {self.c_dim} entries, found none. Pass c."
+                    )
+                c = F.one_hot(torch.full((len(x),), self.default_class, device=x.device), self.c_dim)
             x = torch.cat([x, normalize_second_moment(self.embed(c.to(x.dtype)))], dim=1)
         for index in range(self.num_layers):
             x = getattr(self, f"fc{index}")(x)
@@ -351,9 +360,12 @@ class Generator(nn.Module):
         update_emas: bool = False,
         force_fp32: bool = False,
         statistics: Statistics | None = None,
+        mixing: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Images [N, img_channels, R, R] in about [-1, 1] for z [N, z_dim] and c [N, c_dim], or None without labels.
 
+        mixing: second latents [N, z_dim] and, for each sample, the first of the `num_ws` places in ws that follows them
+        (`num_ws`: none does). Karras et al. 2019, "A Style-Based Generator Architecture", section 3.1.
         update_emas moves the running averages at once, and this very pass uses the new values (as published).
         `statistics` collects what they should follow and changes nothing: see `apply_statistics`.
         Raises ValueError if both are given.
@@ -361,6 +373,11 @@ class Generator(nn.Module):
         if update_emas and statistics is not None:
             raise ValueError("update_emas moves the averages now and statistics later; choose one.")
         ws = self.mapping(z, c, truncation_psi, truncation_cutoff, update_emas, statistics)
+        if mixing is not None:
+            second, first_place = mixing
+            others = self.mapping(second, c, truncation_psi, truncation_cutoff)
+            places = torch.arange(self.num_ws, device=ws.device)
+            ws = torch.where((places >= first_place[:, None])[:, :, None], others, ws)
         return self.synthesis(ws, update_emas, force_fp32, statistics)
 
     @torch.no_grad()
