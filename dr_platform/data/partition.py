@@ -8,6 +8,7 @@ before it is shared out, so they too are the same for any number of workers and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -25,6 +26,15 @@ class Stream(IntEnum):
     MIRROR = 1
     GENERATOR_LATENTS = 2
     DISCRIMINATOR_LATENTS = 3
+    GENERATOR_LABELS = 4
+    DISCRIMINATOR_LABELS = 5
+    GENERATOR_MIXING = 6
+    DISCRIMINATOR_MIXING = 7
+    AUGMENT_GENERATOR = 8
+    AUGMENT_FAKE = 9
+    AUGMENT_REAL = 10
+    AUGMENT_R1 = 11
+    REAL_LABELS = 12
 
 
 def stream_seed(seed: int, stream: Stream, index: int) -> int:
@@ -48,6 +58,38 @@ def batch_images(step: int, batch: int, num_images: int, seed: int) -> Integers:
         here = epochs == epoch
         images[here] = epoch_order(num_images, int(epoch), seed)[positions[here] % num_images]
     return images
+
+
+def batch_classes(step: int, batch: int, num_classes: int, seed: int, stream: Stream) -> Integers:
+    """[batch]: a class for each image of a step. A block of `num_classes` consecutive ones holds each class once."""
+    positions = np.arange(step * batch, (step + 1) * batch)
+    blocks = positions // num_classes
+    order = {
+        block: np.random.default_rng(stream_seed(seed, stream, int(block))).permutation(num_classes)
+        for block in np.unique(blocks)
+    }
+    return np.array([order[block][place] for block, place in zip(blocks, positions % num_classes, strict=True)])
+
+
+def balanced_images(step: int, batch: int, class_sizes: Sequence[int], seed: int) -> tuple[Integers, Integers]:
+    """[batch] images and [batch] classes of a step, each class equally often whatever its size.
+
+    Images are numbered class after class. Within a class each is seen once before any is seen again.
+    """
+    count = len(class_sizes)
+    classes = batch_classes(step, batch, count, seed, Stream.REAL_LABELS)
+    # A class occurs once per block, so its n-th image is shown in the n-th block.
+    turns = np.arange(step * batch, (step + 1) * batch) // count
+    starts = np.concatenate([[0], np.cumsum(class_sizes)[:-1]])
+    images = np.empty(batch, dtype=np.int64)
+    for label, size in enumerate(class_sizes):
+        epochs = turns // size
+        for epoch in np.unique(epochs[classes == label]):
+            here = (classes == label) & (epochs == epoch)
+            # Epochs of one class must not follow those of another: the class shifts the index of the stream.
+            order = epoch_order(size, int(epoch) * count + label, seed)
+            images[here] = starts[label] + order[turns[here] % size]
+    return images, classes
 
 
 def batch_mirror(step: int, batch: int, seed: int) -> NDArray[np.bool_]:

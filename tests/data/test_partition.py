@@ -16,6 +16,35 @@ def test_each_image_is_seen_once_per_epoch(num_images):
         assert sorted(epoch) == list(range(num_images))
 
 
+@pytest.mark.parametrize("batch", [4, 7])
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_every_class_is_drawn_equally_often(batch, num_classes):
+    steps = 10 * num_classes
+    drawn = [partition.batch_classes(n, batch, num_classes, 3, partition.Stream.GENERATOR_LABELS) for n in range(steps)]
+    assert np.bincount(np.concatenate(drawn)).tolist() == [10 * batch] * num_classes
+
+
+def test_classes_of_different_size_are_shown_equally_often_and_each_image_once_per_turn_of_its_class():
+    sizes, batch = (3, 7, 20), 6
+    steps = [partition.balanced_images(step, batch, sizes, seed=1) for step in range(70)]
+    images, classes = (np.concatenate(part) for part in zip(*steps, strict=True))
+    assert np.bincount(classes).tolist() == [140, 140, 140]
+    starts = np.array([0, 3, 10])
+    for label, size in enumerate(sizes):
+        mine = images[classes == label] - starts[label]
+        assert mine.min() == 0
+        assert mine.max() == size - 1
+        for turn in mine[: 140 // size * size].reshape(-1, size):
+            assert sorted(turn) == list(range(size))
+
+
+def test_balanced_images_of_a_step_do_not_depend_on_the_steps_before():
+    again = partition.balanced_images(33, 8, (5, 9), seed=2)
+    partition.balanced_images(0, 8, (5, 9), seed=2)
+    for one, other in zip(again, partition.balanced_images(33, 8, (5, 9), seed=2), strict=True):
+        assert np.array_equal(one, other)
+
+
 def test_epochs_have_different_orders():
     assert not np.array_equal(partition.epoch_order(50, 0, seed=1), partition.epoch_order(50, 1, seed=1))
 
