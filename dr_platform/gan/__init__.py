@@ -3,6 +3,8 @@
 The folder is copied whole into registered models, so it needs torch, numpy and scipy only, and imports relatively.
 """
 
+from .ada import AdaptiveP
+from .augmentation import Augmentation, Draws, augment, augmentation_named, draw
 from .discriminator import Discriminator
 from .ema import ema_beta, update_ema
 from .generator import Generator, Statistics
@@ -17,14 +19,20 @@ from .losses import (
 from .official import discriminator_from_state, generator_from_state
 
 __all__ = [
+    "AdaptiveP",
+    "Augmentation",
     "Discriminator",
+    "Draws",
     "Generator",
     "Statistics",
+    "augment",
+    "augmentation_named",
     "blur",
     "blur_sigma",
     "discriminator_fake_loss",
     "discriminator_from_state",
     "discriminator_real_loss",
+    "draw",
     "ema_beta",
     "generator_from_state",
     "generator_loss",
