@@ -32,6 +32,7 @@ def generator_kwargs(config: TrainConfig, resolution: int, num_classes: int = 0)
         "channel_max": config.channel_max * width,
         "conv_kernel": 1 if rotation else 3,
         "use_radial_filters": rotation,
+        "num_fp16_res": 0 if config.low_precision == "none" else config.low_precision_resolutions,
         "magnitude_ema_beta": 0.5 ** (config.batch / _MAGNITUDE_HALF_LIFE_IMAGES),
     }
 
@@ -44,6 +45,7 @@ def discriminator_kwargs(config: TrainConfig, resolution: int, num_classes: int 
         "img_channels": 3,
         "channel_base": config.discriminator_channel_base,
         "channel_max": config.discriminator_channel_max,
+        "num_fp16_res": 0 if config.low_precision == "none" else config.low_precision_resolutions,
         "mbstd_group_size": config.mbstd_group,
         "freeze_layers": config.freeze_discriminator,
     }

@@ -83,7 +83,13 @@ class TrainConfig(Section):
     batch: Annotated[int, Field(gt=0, le=65536)] = Field(
         description="Images per optimiser step over all workers together."
     )
-    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(description="R1 weight.")
+    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        description="R1 weight; null to set it by r1_lambda."
+    )
+    r1_lambda: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="R1 weight as gamma * batch / resolution²; 0.001 is the published line (8 at 512 px, batch 32).",
+    )
     r1_interval: PositiveInt = Field(description="Steps between lazy R1 regularisations.")
     z_dim: Width = Field(description="Dimensions of the input latent.")
     w_dim: Width = Field(description="Dimensions of the intermediate latent.")
@@ -99,10 +105,44 @@ class TrainConfig(Section):
     lr_generator: LearningRate = Field(description="Adam's learning rate for G.")
     lr_discriminator: LearningRate = Field(description="Adam's learning rate for D.")
     ema_kimg: PositiveFloat = Field(description="Half-life of the average of G's weights, kimg.")
-    ema_rampup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        description="Half-life is at most this share of kimg so far."
+    ema_rampup: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        description="Half-life is at most this share of kimg so far; null: no such limit."
     )
     mirror: bool = Field(description="Show each image mirrored half of the time (eyes are then of either side).")
+    augment: Literal["none", "fundus", "bgc"] = Field(
+        "none", description="What D's images undergo: fundus is safe for eyes, bgc the published pipeline."
+    )
+    augment_p: Annotated[float, Field(ge=0, le=1)] | Literal["adaptive"] = Field(
+        "adaptive", description="Probability of each augmentation; adaptive: ADA raises it while D overfits."
+    )
+    ada_target: Annotated[float, Field(gt=-1, lt=1)] = Field(
+        0.6, description="Mean sign of D's logits for real images that ADA holds."
+    )
+    ada_interval: PositiveInt = Field(4, description="Steps between adjustments of p.")
+    ada_kimg: PositiveFloat = Field(500.0, description="p moves from 0 to 1 in no less than so many kimg.")
+    style_mixing: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Share of fakes whose later layers follow a second latent; StyleGAN3 uses none."
+    )
+    blur_sigma: Annotated[float, Field(ge=0, le=64)] | Literal["auto"] = Field(
+        "auto", description="Blur of all that D sees at the start, pixels; auto: 10 for config R, else none."
+    )
+    blur_kimg: PositiveFloat | Literal["auto"] = Field(
+        "auto", description="The blur has faded after so many kimg; auto: 200 at batch 32, in proportion."
+    )
+    condition_on: list[Grade] = Field(
+        [],
+        description="Further grades to train on, each under its label; images of all grades are shown equally often.",
+    )
+    low_precision: Literal["fp16", "bf16", "none"] = Field(
+        "fp16", description="Number format of the highest resolutions on a GPU; a CPU computes in float32."
+    )
+    low_precision_resolutions: Annotated[int, Field(ge=0, le=10)] = Field(
+        4, description="How many of the highest resolutions use it."
+    )
+    tf32: bool = Field(False, description="Let a GPU round factors of float32 products to 10 bits; never in metrics.")
+    posthoc_kimg: PositiveFloat | None = Field(
+        None, description="Keep snapshots of two power-function averages of G every so many kimg, for `drp average`."
+    )
     freeze_discriminator: Annotated[int, Field(ge=0, le=100)] = Field(
         description="First layers of D kept as they start."
     )
@@ -117,7 +157,31 @@ class TrainConfig(Section):
                 f"batch is {self.batch}, but the minibatch standard deviation compares groups of {self.mbstd_group} "
                 f"(mbstd_group). Use a multiple of {self.mbstd_group}"
             )
+        if (self.gamma is None) == (self.r1_lambda is None):
+            raise ValueError(
+                f"gamma is {self.gamma} and r1_lambda is {self.r1_lambda}, but exactly one of them sets the R1 weight. "
+                "Set the other to null"
+            )
+        if len(set(self.condition_on)) != len(self.condition_on):
+            raise ValueError(f"condition_on names a grade twice: {self.condition_on}. Name each once")
         return self
+
+    def r1_gamma(self, resolution: int) -> float:
+        """The R1 weight at a resolution, whichever way it was given."""
+        if self.gamma is not None:
+            return self.gamma
+        assert self.r1_lambda is not None  # the validator's business
+        return self.r1_lambda * resolution**2 / self.batch
+
+    def blur_start(self) -> float:
+        """Sigma in pixels of the blur of everything D sees before the first step."""
+        if self.blur_sigma != "auto":
+            return self.blur_sigma
+        return 10.0 if self.config == "stylegan3-r" else 0.0
+
+    def blur_images(self) -> float:
+        """Images after which that blur has faded."""
+        return 1000 * (self.blur_kimg if self.blur_kimg != "auto" else self.batch * 200 / 32)
 
 
 class EvaluateConfig(Section):
@@ -213,6 +277,15 @@ class Params(Section):
     transfer: TransferConfig
     site: SiteConfig = SiteConfig()
 
+    @model_validator(mode="after")
+    def _check(self) -> Params:
+        if self.prepare.grade in self.train.condition_on:
+            raise ValueError(
+                f"train.condition_on names grade {self.prepare.grade}, which prepare.grade trains on already. "
+                "Name further grades only"
+            )
+        return self
+
     def for_transfer(self, target: int) -> Params:
         """The same experiment on another grade: prepare, train and evaluate as a transfer stage sees them."""
         train = self.train.model_copy(
@@ -220,6 +293,11 @@ class Params(Section):
                 "kimg": self.transfer.kimg,
                 "freeze_discriminator": self.transfer.freeze_discriminator,
                 "subset": None,
+                "condition_on": [],
+                # As published for a start from trained weights: no blur, no growing average, a nimbler p.
+                "blur_sigma": 0.0,
+                "ema_rampup": None,
+                "ada_kimg": min(self.train.ada_kimg, 100.0),
             }
         )
         return self.model_copy(update={"train": train, "prepare": self.prepare.model_copy(update={"grade": target})})

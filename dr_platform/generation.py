@@ -39,16 +39,23 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def generate(
-    project: Project, model: str, seeds: Sequence[int], psi: float, out: Path, advance: Callable[[int, int], None]
+    project: Project,
+    model: str,
+    seeds: Sequence[int],
+    psi: float,
+    out: Path,
+    advance: Callable[[int, int], None],
+    grade: int | None = None,
 ) -> int:
     """Write one PNG per seed and a contact sheet of the first ones into `out`; returns how many images.
 
     model: NAME (its champion), NAME/VERSION, or a checkpoint directory. Raises RegistryError or CheckpointError if the
-    model is not there or its weights are not the recorded ones, ConfigError for a psi that is no number.
+    model is not there or its weights are not the recorded ones, ConfigError for a psi that is no number or a grade that
+    the model does not draw. grade: of a conditional model; None: that which it was trained for first.
     """
     if not -2 <= psi <= 2:
         raise ConfigError(f"--psi is {psi}. Use a number from 0 (the average image) to 1 (no truncation).")
-    generator, provenance = _load(project, model)
+    generator, provenance = _load(project, model, grade)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,12 +80,14 @@ def generate(
     return len(seeds)
 
 
-def _load(project: Project, model: str) -> tuple[Generator, dict[str, str]]:
+def _load(project: Project, model: str, grade: int | None) -> tuple[Generator, dict[str, str]]:
     if (Path(model) / checkpoint.RECORD_FILE).is_file():
         record, generator = road.read_model(Path(model))
         name, weights = record.run, record.files[checkpoint.GENERATOR_FILE].sha256
+        if grade is not None:
+            road.draw_grade(generator, record.classes or (record.grade,), grade)
     else:
-        name, weights, generator = road.read_registered(project, model)
+        name, weights, generator = road.read_registered(project, model, grade)
     return generator, {
         "Software": f"dr_platform {__version__}",
         "Model": name,

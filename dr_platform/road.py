@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +56,11 @@ class Project:
     def prepared(self) -> Path:
         """Shards, by visibility and grade."""
         return self.root / "data" / "prepared"
+
+    @property
+    def classes(self) -> Path:
+        """Shards of further grades that a conditional training sees."""
+        return self.prepared.with_name("classes")
 
     @property
     def storage(self) -> Path:
@@ -119,11 +124,15 @@ def draw_phantoms(project: Project, visibility: Visibility, advance: Advance) ->
     return collections.write_phantoms(target, project.params.phantom, visibility, advance)
 
 
-def prepare(project: Project, advance: Advance) -> dict[Visibility, Manifest]:
-    """Stage `prepare`: raw collections to shards of one grade at one resolution."""
+def prepare(project: Project, advance: Advance, *, as_class: bool = False) -> dict[Visibility, Manifest]:
+    """Stages `prepare` and `classes`: raw collections to shards of one grade at one resolution.
+
+    as_class: for the conditional training of another grade (`train.condition_on`), which has outputs of its own.
+    """
     from dr_platform.data.prepare import prepare as prepare_images
 
-    return prepare_images(project.raw, project.prepared, project.params.prepare, advance)
+    target = project.classes if as_class else project.prepared
+    return prepare_images(project.raw, target, project.params.prepare, advance)
 
 
 def train(
@@ -244,6 +253,24 @@ def register(project: Project) -> Registration:
     return registration
 
 
+def average(project: Project, length: float, step: int | None = None) -> tuple[Checkpoint, Path]:
+    """A checkpoint whose generator is the average of another length: its record, and its directory under averaged/.
+
+    length: standard deviation of the weighting as a share of the training. step: after which; None: the last snapshot.
+    Raises CheckpointError if the model's run kept no snapshots, or none that allow it.
+    """
+    from dr_platform.training import averages
+
+    record = checkpoint.verify(project.model)
+    step, tensors = averages.reconstruct(project.storage / record.run, length, step)
+    fixed = {"run", "grade", "classes", "resolution", "visibility", "config_sha256", "data_sha256", "train_images"}
+    describe = record.model_dump(include={*fixed, "parent", "generator", "discriminator"})
+    describe |= {"step": step, "images_seen": step * record.images_seen // record.step, "complete": False}
+    root = project.root / "averaged" / f"{record.run}-{length:.3f}"
+    written = checkpoint.write(root, {checkpoint.GENERATOR_FILE: tensors}, {"average": length, "step": step}, describe)
+    return written, root / checkpoint.directory_name(step)
+
+
 def promote(project: Project, version: str, *, dry_run: bool, model: str | None = None) -> Decision:
     """Compare a version's report with the champion's and move the alias if the policy agrees."""
     from dr_platform import promotion
@@ -274,11 +301,28 @@ def read_model(directory: Path) -> tuple[Checkpoint, Generator]:
         generator = Generator(**record.generator)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{directory} describes no generator of ours: {error}. {Checkpoint.remedy}") from None
+    draw_grade(generator, record.classes, record.grade)
     return record, restore_generator(generator, weights)
 
 
-def read_registered(project: Project, model: str) -> tuple[str, str, Generator]:
+def draw_grade(generator: Generator, classes: Sequence[int], grade: int) -> None:
+    """Let a conditional generator draw images of `grade` unless told otherwise.
+
+    classes: the grades in the order of its labels, none for a generator of one grade.
+    Raises ConfigError if the generator knows no such grade.
+    """
+    if not classes:
+        return
+    if grade not in classes:
+        known = ", ".join(str(known) for known in classes)
+        raise ConfigError(f"This generator draws grades {known}, but grade {grade} was asked for. Choose one of them.")
+    generator.mapping.default_class = list(classes).index(grade)
+
+
+def read_registered(project: Project, model: str, grade: int | None = None) -> tuple[str, str, Generator]:
     """A registered generator by NAME (its champion) or NAME/VERSION: 'NAME/3', its weights' SHA-256, and the network.
+
+    grade: which one a conditional generator draws; None: that which it was registered for.
 
     The weights are verified against the registry's record; no code of the registry runs.
     """
@@ -294,6 +338,7 @@ def read_registered(project: Project, model: str) -> tuple[str, str, Generator]:
     with tempfile.TemporaryDirectory() as directory:
         loaded = tracker.load_generator(name, number, Path(directory) / "generator")
         generator = restore_generator(Generator(**loaded.init_kwargs), safetensors.torch.load_file(loaded.weights))
+        draw_grade(generator, loaded.classes, loaded.grade if grade is None else grade)
         return f"{name}/{number}", files.sha256_file(loaded.weights), generator
 
 

@@ -99,11 +99,12 @@ def plan_sweep(project: Project, sizes: Sequence[int], gammas: Sequence[float]) 
     cells = []
     kimg = project.params.sweep.kimg
     for size, gamma in product(sorted(set(sizes)), sorted(set(gammas))):
-        changes = {"subset": size, "gamma": gamma, "kimg": kimg, "tick_kimg": kimg / _RUNGS, "checkpoint_ticks": 1}
+        changes = {"subset": size, "gamma": gamma, "r1_lambda": None}
+        changes |= {"kimg": kimg, "tick_kimg": kimg / _RUNGS, "checkpoint_ticks": 1}
         train = project.params.train.model_copy(update=changes)
         trial = Project(project.root, project.params.model_copy(update={"train": train}))
         cells.append(Cell(size, gamma, trial, make_plan(trial.params, trial.prepared, trial.storage / "sweeps")))
-    common = project.params.train.model_copy(update={"subset": None, "gamma": 0.0, "kimg": kimg})
+    common = project.params.train.model_copy(update={"subset": None, "gamma": 0.0, "r1_lambda": None, "kimg": kimg})
     name = files.sha256_json(
         {
             "train": common.model_dump(mode="json"),
@@ -225,7 +226,7 @@ def _trial(config: dict[str, Any]) -> None:
     params = parse_params(config["params"][config["cell"]], source="the sweep")
     project = Project(Path(config["root"]), params)
     plan = make_plan(params, project.prepared, project.storage / "sweeps")
-    cell = Cell(plan.config.subset or plan.train_images, plan.config.gamma, project, plan)
+    cell = Cell(plan.config.subset or plan.train_images, plan.config.r1_gamma(plan.resolution), project, plan)
     metric = params.sweep.metric
     tracker = project.tracker()
     run_id = road.track_run(tracker, plan, project, parent_run=config["parent"])

@@ -1,16 +1,17 @@
-"""Stages `prepare` and `transfer-prepare`: raw collections to shards of one grade at one resolution."""
+"""Stages `prepare`, `classes` and `transfer-prepare`: raw collections to shards of one grade at one resolution."""
 
 from dr_platform import road
-from dr_platform.cli.console import Console, grade_argument, one_line_errors
+from dr_platform.cli.console import Console, one_line_errors, stage_arguments
 
 
 def main() -> None:
-    """`python -m pipelines.prepare [--grade GRADE]`"""
+    """`python -m pipelines.prepare [--grade GRADE [--as-class]]`"""
     console = Console()
     with one_line_errors():
-        project = road.Project.here().for_grade(grade_argument())
+        arguments = stage_arguments()
+        project = road.Project.here().for_grade(arguments.grade)
         with console.counting(f"prepare grade {project.grade}", "images") as advance:
-            manifests = road.prepare(project, advance)
+            manifests = road.prepare(project, advance, as_class=arguments.as_class)
     for visibility, manifest in manifests.items():
         console.say(f"{visibility}: {manifest.train} to train on, {manifest.held_out_images} held out")
 

@@ -41,6 +41,12 @@ def test_the_default_parameters_are_valid():
         ("train.batch", 18, r"train: batch is 18, but .* groups of 4 \(mbstd_group\). Use a multiple of 4"),
         ("train.gamma", -1, r"train.gamma is -1"),
         ("train.gamma", float("nan"), r"train.gamma is nan"),
+        ("train.gamma", None, r"train: gamma is None and r1_lambda is None, but exactly one"),
+        ("train.r1_lambda", 0.001, r"train: gamma is 0.05 and r1_lambda is 0.001, but exactly one"),
+        ("train.augment_p", 1.5, r"train.augment_p is 1.5"),
+        ("train.augment", "ada", r"train.augment is 'ada'"),
+        ("train.condition_on", [2, 2], r"train: condition_on names a grade twice"),
+        ("train.condition_on", [1], r"train.condition_on names grade 1, which prepare.grade trains on already"),
         ("train.kimg", "long", r"train.kimg is 'long'"),
         ("train.learning_rate", 0.1, r"train.learning_rate is not a known parameter"),
         ("train.config", "stylegan2", r"train.config is 'stylegan2'"),
@@ -117,6 +123,21 @@ def test_a_transfer_sees_its_grade_its_length_and_its_frozen_layers():
     view = params.for_transfer(2)
     assert view.prepare.grade == 2
     assert (view.train.kimg, view.train.freeze_discriminator) == (3, 4)
-    assert view.train.model_copy(update={"kimg": 0, "freeze_discriminator": 0}) == params.train.model_copy(
-        update={"kimg": 0, "freeze_discriminator": 0, "subset": None}
-    )
+    # As published for a start from trained weights: no blur, no growing average, and p that moves five times faster.
+    assert (view.train.blur_start(), view.train.ema_rampup) == (0, None)
+    changed = {"kimg", "freeze_discriminator", "subset", "blur_sigma", "ema_rampup", "ada_kimg", "condition_on"}
+    assert view.train.model_dump(exclude=changed) == params.train.model_dump(exclude=changed)
+
+
+def test_lambda_gives_the_published_gamma_at_512_pixels_and_batch_32():
+    train = parse_params(DEFAULT, source="-").train.model_copy(update={"gamma": None, "r1_lambda": 0.001, "batch": 32})
+    assert train.r1_gamma(512) == pytest.approx(8.2, abs=0.01)
+    assert train.r1_gamma(256) == pytest.approx(8.2 / 4, abs=0.01)
+
+
+def test_only_configuration_r_blurs_and_for_200_kimg_at_batch_32():
+    train = parse_params(DEFAULT, source="-").train
+    assert train.blur_start() == 0
+    rotation = train.model_copy(update={"config": "stylegan3-r", "batch": 32})
+    assert (rotation.blur_start(), rotation.blur_images()) == (10, 200_000)
+    assert rotation.model_copy(update={"blur_sigma": 2.0, "blur_kimg": 5.0}).blur_start() == 2

@@ -109,7 +109,8 @@ class TrainingView:
         """Say what is about to be trained."""
         self._console.say(
             f"training {plan.run}: {plan.config.config}, {plan.resolution} px, {plan.train_images} images, "
-            f"{plan.config.kimg:g} kimg, batch {plan.config.batch}, gamma {plan.config.gamma:g}"
+            f"{plan.config.kimg:g} kimg, batch {plan.config.batch}, gamma {plan.config.r1_gamma(plan.resolution):g}"
+            + (f", conditional on grades {', '.join(map(str, plan.classes))}" if plan.classes else "")
         )
         begun = plan.images_seen()
         if begun:
@@ -137,8 +138,8 @@ class TrainingView:
             f"{tick.images_seen / 1000:7.2f} kimg  loss G {value('loss/generator', 0):.3f} D "
             f"{value('loss/discriminator', 0):.3f}  logits real {value('logits/real', 0):+.2f} fake "
             f"{value('logits/fake', 0):+.2f}  signs {value('signs/real', 0):+.2f} {value('signs/fake', 0):+.2f}  "
-            f"r1 {value('r1/penalty', 0):.3g}  |g| {norms}  {tick.images_per_second:.1f} img/s  "
-            f"{tick.memory_gib:.1f} GiB  {duration(tick.eta_seconds)} left"
+            f"r1 {value('r1/penalty', 0):.3g}  p {value('ada/p', 0):.2f}  |g| {norms}  "
+            f"{tick.images_per_second:.1f} img/s  {tick.memory_gib:.1f} GiB  {duration(tick.eta_seconds)} left"
             + ("  checkpoint" if tick.checkpoint else "")
         )
 
@@ -208,6 +209,12 @@ def one_line_errors() -> Iterator[None]:
 
 def grade_argument() -> int | None:
     """`--grade` of a stage's command line: the target of a transfer stage, or None."""
+    return stage_arguments().grade
+
+
+def stage_arguments() -> argparse.Namespace:
+    """A stage's command line: `grade` or None, and `as_class`: one of the further grades of a conditional training."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--grade", type=int, choices=range(5))
-    return parser.parse_args().grade
+    parser.add_argument("--as-class", action="store_true")
+    return parser.parse_args()

@@ -37,6 +37,7 @@ for command in (
     road.transfer,
     road.sweep,
     tools.generate,
+    tools.average,
     tools.ui,
     tools.doctor,
 ):

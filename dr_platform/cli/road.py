@@ -206,6 +206,7 @@ def sweep(
     console.say(
         f"The best trial as a full experiment: dvc exp run -S train.subset={best.size} -S train.gamma={best.gamma:g} "
         f"-S train.kimg={project.params.sweep.kimg:g}"
+        + (" -S train.r1_lambda=null" if project.params.train.r1_lambda is not None else "")
     )
 
 

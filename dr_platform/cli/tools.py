@@ -1,4 +1,4 @@
-"""drp generate, ui, doctor."""
+"""drp generate, average, ui, doctor."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from dr_platform.cli.console import Console
 def generate(
     model: Annotated[str, typer.Argument(help="NAME (its champion), NAME/VERSION, or a checkpoint directory.")],
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0-63 or 1,5,9-12.")] = "0-15",
+    grade: Annotated[
+        int | None, typer.Option(min=0, max=4, help="Grade that a conditional model draws; default: its first.")
+    ] = None,
     psi: Annotated[float, typer.Option(help="Truncation: 1 none, 0 the average image.")] = 1.0,
     out: Annotated[Path, typer.Option(help="Directory for the images; made if absent.")] = Path("samples"),
 ) -> None:
@@ -31,8 +34,28 @@ def generate(
     console = Console()
     wanted = generation.parse_seeds(seeds)
     with console.counting("generate", "images") as advance:
-        written = generation.generate(Project.here(), model, wanted, psi, out, advance)
+        written = generation.generate(Project.here(), model, wanted, psi, out, advance, grade)
     console.result(f"{written} images and contact-sheet.png in {out}")
+
+
+def average(
+    length: Annotated[float, typer.Option(help="Length as a share of the training so far, 0.03 to 0.25.")] = 0.1,
+    step: Annotated[int | None, typer.Option(min=1, help="After which step; default: the last snapshot.")] = None,
+    grade: Annotated[int | None, typer.Option(min=0, max=4, help="Whose model; default: prepare.grade.")] = None,
+) -> None:
+    """Average the generator over another stretch of its training, without training again.
+
+    Needs the snapshots that train.posthoc_kimg asks for. The result is a checkpoint directory to draw images from.
+
+    Examples:
+      drp average --length 0.08
+      drp generate averaged/RUN-0.080/step-00001250 --seeds 0-63
+    """
+    from dr_platform import road
+
+    project = road.Project.here().for_grade(grade)
+    record, directory = road.average(project, length, step)
+    Console().result(f"{directory.relative_to(project.root)}: average of length {length:g} after step {record.step}")
 
 
 def ui(

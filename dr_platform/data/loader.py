@@ -7,6 +7,7 @@ which both visibilities take their places, so the first n images are the nested 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class ImageSet:
     rows: tuple[ManifestRow, ...]  # of the same n images
     sha256: str  # over the digests of the images in order
     visibility: Visibility  # the strictest of the images contained
+    class_sizes: tuple[int, ...] = ()  # for several grades: images of each, which stand one grade after the other
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,16 +41,30 @@ class ImageSet:
         """Side of the images, pixels."""
         return int(self.images.shape[1])
 
-    def batch(self, indices: NDArray[np.int64], mirror: NDArray[np.bool_] | None = None) -> Tensor:
-        """Images as float32 [B, 3, R, R] in [-1, 1], x / 127.5 - 1, in memory of their own.
+    @property
+    def has_both_eyes(self) -> bool:
+        """Whether left and right eyes are known to be among the images, so that a mirrored eye is a plausible one."""
+        return {"left", "right"} <= {row.eye for row in self.rows}
 
-        indices: [B] positions in this set, repeats allowed. mirror: [B], whether to swap left and right.
-        """
-        chosen = self.images[indices]
-        if mirror is not None:
-            chosen[mirror] = chosen[mirror][:, :, ::-1]
-        planes = torch.from_numpy(chosen).permute(0, 3, 1, 2)
-        return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+    def pixels_near(self, device: torch.device) -> Tensor:
+        """uint8 [n, R, R, 3], to draw batches from: on `device` if they take no more than half of its free memory."""
+        pixels = torch.from_numpy(self.images)
+        if device.type != "cuda" or 2 * pixels.numel() > torch.cuda.mem_get_info(device)[0]:
+            return pixels
+        return pixels.to(device)
+
+
+def batch_of(pixels: Tensor, indices: NDArray[np.int64], mirror: NDArray[np.bool_] | None = None) -> Tensor:
+    """Images as float32 [B, 3, R, R] in [-1, 1], x / 127.5 - 1, in memory of their own, on the device of the pixels.
+
+    pixels: uint8 [n, R, R, 3]. indices: [B] positions, repeats allowed. mirror: [B], whether to swap left and right.
+    """
+    chosen = pixels[torch.from_numpy(indices).to(pixels.device)]
+    if mirror is not None:
+        flips = torch.from_numpy(mirror).to(pixels.device)[:, None, None, None]
+        chosen = torch.where(flips, chosen.flip(2), chosen)
+    planes = chosen.permute(0, 3, 1, 2)
+    return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,24 @@ def load_images(
     """The images that `select_images` chooses, with their pixels. Raises DataError also for a damaged shard."""
     chosen = select_images(prepared_root, grade, split, subset, visibility)
     return ImageSet(_read(chosen, split), chosen.rows, chosen.sha256, chosen.visibility)
+
+
+def join_classes(parts: Sequence[ImageSet]) -> ImageSet:
+    """The images of several grades as one set, grade after grade; a single part is returned as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    return ImageSet(
+        images=np.concatenate([part.images for part in parts]),
+        rows=tuple(row for part in parts for row in part.rows),
+        sha256=classes_sha256([part.sha256 for part in parts]),
+        visibility=stricter(*(part.visibility for part in parts)),
+        class_sizes=tuple(len(part) for part in parts),
+    )
+
+
+def classes_sha256(digests: Sequence[str]) -> str:
+    """The digest of a set joined from parts with these digests."""
+    return digests[0] if len(digests) == 1 else files.sha256_json(list(digests))
 
 
 def select_images(

@@ -35,7 +35,7 @@ def write_package(
     with tempfile.TemporaryDirectory() as directory:
         aside = Path(directory)
         shutil.copyfile(weights, aside / WEIGHTS)
-        shared = {"grade", "resolution", "visibility", "images_seen", "generator"}
+        shared = {"grade", "classes", "resolution", "visibility", "images_seen", "generator"}
         files.write_json(aside / DESCRIPTION, checkpoint.model_dump(mode="json", include=shared))
         shutil.copytree(platform / "gan", aside / _SERVED_CODE, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(platform / "sampling.py", aside / _SERVED_CODE / "sampling.py")
@@ -44,7 +44,7 @@ def write_package(
             python_model=str(Path(__file__).with_name("serving_model.py")),
             artifacts={"weights": str(aside / WEIGHTS), "config": str(aside / DESCRIPTION)},
             code_paths=[str(aside / _SERVED_CODE)],
-            signature=_signature(checkpoint.resolution),
+            signature=_signature(checkpoint),
             input_example=(pd.DataFrame({"seed": [0, 1]}), {"truncation_psi": 1.0}),
             pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in _SERVING_NEEDS],
             mlflow_model=Model(artifact_path=MODEL_NAME, run_id=run_id, model_uuid=model_id, model_id=model_id),
@@ -53,11 +53,13 @@ def write_package(
     report.write(target / "reports" / f"{report.digest()}.json")
 
 
-def _signature(resolution: int) -> ModelSignature:
+def _signature(checkpoint: Checkpoint) -> ModelSignature:
+    resolution = checkpoint.resolution
+    grade = [types.ParamSpec("grade", "long", checkpoint.grade)] if checkpoint.classes else []
     return ModelSignature(
         inputs=types.Schema([types.ColSpec("long", "seed")]),
         outputs=types.Schema([types.TensorSpec(np.dtype("uint8"), (-1, resolution, resolution, 3))]),
-        params=types.ParamSchema([types.ParamSpec("truncation_psi", "double", 1.0)]),
+        params=types.ParamSchema([types.ParamSpec("truncation_psi", "double", 1.0), *grade]),
     )
 
 
@@ -86,6 +88,7 @@ def checkpoint_tags(checkpoint: Checkpoint) -> dict[str, str]:
         "data_sha256": checkpoint.data_sha256,
         "run": checkpoint.run,
         "grade": str(checkpoint.grade),
+        **({"classes": ", ".join(map(str, checkpoint.classes))} if checkpoint.classes else {}),
         "resolution": str(checkpoint.resolution),
         "images_seen": str(checkpoint.images_seen),
         "train_images": str(checkpoint.train_images),

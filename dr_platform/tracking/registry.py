@@ -67,6 +67,7 @@ class LoadedGenerator:
     init_kwargs: dict[str, Any]
     checkpoint_sha256: str
     grade: int
+    classes: tuple[int, ...]  # grades of a conditional generator in the order of its labels
     resolution: int
     visibility: str
     tags: dict[str, str]
@@ -297,6 +298,7 @@ class Tracker(Runs):
             init_kwargs=described["generator"],
             checkpoint_sha256=version.tag("checkpoint_sha256"),
             grade=described["grade"],
+            classes=tuple(described.get("classes", ())),
             resolution=described["resolution"],
             visibility=described["visibility"],
             tags=version.tags,

@@ -29,17 +29,24 @@ class SeededGenerator(PythonModel):
         self._generator = Generator(**described["generator"])
         self._generator.load_state_dict(load_file(context.artifacts["weights"]))
         self._generator.eval().requires_grad_(False)
+        self._classes: list[int] = described.get("classes", [])
+        self._grade: int = described["grade"]
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> np.ndarray:
         """One picture per row of the column `seed` (0 … 2³² − 1): uint8 [n, H, W, 3].
 
-        params: truncation_psi, 1.0 by default; lower is closer to the average picture.
+        params: truncation_psi, 1.0 by default; lower is closer to the average picture. grade: of a conditional model.
         """
         from drp_generator.sampling import sample_images  # type: ignore[import-not-found]
 
         psi = float((params or {}).get("truncation_psi", 1.0))
+        if self._classes:
+            grade = int((params or {}).get("grade", self._grade))
+            if grade not in self._classes:
+                raise ValueError(f"grade is {grade}, but this model draws grades {self._classes}")
+            self._generator.mapping.default_class = self._classes.index(grade)
         return sample_images(self._generator, [int(seed) for seed in model_input["seed"]], psi=psi)
 
 

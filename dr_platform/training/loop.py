@@ -7,6 +7,7 @@ adds the order of things: which phase, when to report, when to commit a checkpoi
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import time
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dr_platform import checkpoint, sampling
 from dr_platform.config import TrainConfig
@@ -23,19 +23,22 @@ from dr_platform.data import partition
 from dr_platform.data.loader import ImageSet
 from dr_platform.data.partition import Stream
 from dr_platform.errors import TrainingError
-from dr_platform.gan.ema import ema_beta, update_ema
+from dr_platform.gan import blur_sigma, ema_beta, update_ema
 from dr_platform.records import Tick
+from dr_platform.training import averages
+from dr_platform.training.batches import Batches
 from dr_platform.training.group import Group
 from dr_platform.training.plan import CHECKPOINTS
 from dr_platform.training.report import Progress, Reporter
 from dr_platform.training.state import TrainingState
-from dr_platform.training.step import Players, Scalars, gradient_norm
+from dr_platform.training.step import Players, Scalars, View, gradient_norm
 
 logger = logging.getLogger(__name__)
 
 STOP_FILE = "stop"
 _KEEP_CHECKPOINTS = 2
 _GRID_SEEDS = range(16)
+_UNSTABLE = "Lower train.lr_generator, train.lr_discriminator or raise train.gamma."
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def train(job: Job, state: TrainingState, images: ImageSet, group: Group, report
     size = partition.micro_batch_size(config.batch, group.world, config.mbstd_group, job.batch_per_worker)
     mine = partition.micro_batches(config.batch, group.world, group.rank, config.mbstd_group, size)
     players = Players(state.generator, state.discriminator, group)
+    batches = Batches(config, images, state.generator.num_ws, mine, group.device)
     clock = _Clock(state.images_seen)
     reporter.resume(state.images_seen)
     if state.step == 0:
@@ -80,8 +84,9 @@ def train(job: Job, state: TrainingState, images: ImageSet, group: Group, report
 
     while state.step < job.steps_total:
         # One step: the phases, the average of G, the counters.
-        scalars = take_step(config, state, players, images, mine)
+        scalars = take_step(state, players, batches)
         _add_totals(state, scalars, group)
+        _keep_averages(job, state, group)
         stop = group.any(group.is_first and (job.run_directory / STOP_FILE).exists())
         done = state.step == job.steps_total
         if group.is_first:
@@ -105,33 +110,43 @@ def train(job: Job, state: TrainingState, images: ImageSet, group: Group, report
     return True
 
 
-def take_step(
-    config: TrainConfig, state: TrainingState, players: Players, images: ImageSet, mine: partition.Integers
-) -> Scalars:
-    """One optimiser step of G and D (and of R1 where due) on the global batch; moves the state to the next step.
-
-    mine: [rounds, size] positions in the global batch that this worker takes.
-    """
+def take_step(state: TrainingState, players: Players, batches: Batches) -> Scalars:
+    """One optimiser step of G and D (and of R1 where due) on the global batch; moves the state to the next step."""
+    config, step = batches.config, state.step
     scalars = Scalars()
-    device = players.group.device
-    real = _real_images(config, state.step, images, mine).to(device)
+    view = View(
+        blur_sigma(state.images_seen, config.blur_start(), config.blur_images()), batches.augmentation, state.ada.p
+    )
 
-    players.generator_phase(_latents(config, state.step, Stream.GENERATOR_LATENTS, mine).to(device), scalars)
+    fakes = batches.fake(
+        step, Stream.GENERATOR_LATENTS, Stream.GENERATOR_LABELS, Stream.GENERATOR_MIXING, Stream.AUGMENT_GENERATOR
+    )
+    players.generator_phase(fakes, view, scalars)
     _apply(state, "generator", scalars)
 
-    latents = _latents(config, state.step, Stream.DISCRIMINATOR_LATENTS, mine).to(device)
-    statistics = players.discriminator_phase(real, latents, scalars)
+    fakes = batches.fake(
+        step,
+        Stream.DISCRIMINATOR_LATENTS,
+        Stream.DISCRIMINATOR_LABELS,
+        Stream.DISCRIMINATOR_MIXING,
+        Stream.AUGMENT_FAKE,
+    )
+    reals = batches.real(step, Stream.AUGMENT_REAL)
+    statistics = players.discriminator_phase(reals, fakes, view, scalars)
     _apply(state, "discriminator", scalars)
     state.generator.apply_statistics(statistics)
 
-    if state.step % config.r1_interval == 0 and config.gamma > 0:
-        players.r1_phase(real, config.gamma * config.r1_interval, scalars)
+    gamma = config.r1_gamma(batches.images.resolution)
+    if step % config.r1_interval == 0 and gamma > 0:
+        players.r1_phase(batches.real(step, Stream.AUGMENT_R1), view, gamma * config.r1_interval, scalars)
         _apply(state, "r1", scalars)
 
     beta = ema_beta(config.batch, config.ema_kimg * 1000, state.images_seen, config.ema_rampup)
     update_ema(state.generator_ema, state.generator, beta)
     state.step += 1
     state.images_seen += config.batch
+    _adjust_augmentation(state, batches, scalars, players.group)
+    state.update_averages()
     return scalars
 
 
@@ -160,34 +175,52 @@ def commit(job: Job, state: TrainingState, group: Group, *, complete: bool) -> N
 def _apply(state: TrainingState, phase: str, scalars: Scalars) -> None:
     network = state.generator if phase == "generator" else state.discriminator
     optimizer = state.optimizer_g if phase == "generator" else state.optimizer_d
+    if state.low_precision:
+        # Half precision overflows now and then; the published loop cleans such values and goes on (spec: NaN is 0, an
+        # infinity 1e5). Losses are looked at all the same, once per step: see `_add_totals`.
+        for parameter in network.parameters():
+            if parameter.grad is not None:
+                torch.nan_to_num_(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5)
     norm = gradient_norm(network)
-    if not torch.isfinite(norm):
+    if not state.low_precision and not torch.isfinite(norm):
         raise TrainingError(
             f"The gradient of the {phase} phase is {norm.item()} at step {state.step + 1} "
-            f"({state.images_seen} images). Lower train.lr_generator, train.lr_discriminator or raise train.gamma."
+            f"({state.images_seen} images). {_UNSTABLE}"
         )
     scalars.add(f"gradient/{phase}", norm)
     optimizer.step()
 
 
-def _real_images(config: TrainConfig, step: int, images: ImageSet, mine: partition.Integers) -> Tensor:
-    chosen = partition.batch_images(step, config.batch, len(images), config.seed)[mine]
-    flips = (
-        partition.batch_mirror(step, config.batch, config.seed)[mine] if config.mirror else np.zeros_like(mine, bool)
-    )
-    return torch.stack([images.batch(indices, flip) for indices, flip in zip(chosen, flips, strict=True)])
+def _keep_averages(job: Job, state: TrainingState, group: Group) -> None:
+    """Rank 0 keeps a snapshot of the power-function averages where one is due; a step done again writes it again."""
+    if not state.averages or not group.is_first:
+        return
+    every = max(1, round((job.config.posthoc_kimg or 0) * 1000 / job.config.batch))
+    if state.step % every == 0 or state.step == job.steps_total:
+        averages.write_snapshot(job.run_directory, state.step, state.averages)
 
 
-def _latents(config: TrainConfig, step: int, stream: Stream, mine: partition.Integers) -> Tensor:
-    source = torch.Generator().manual_seed(partition.stream_seed(config.seed, stream, step))
-    return torch.randn(config.batch, config.z_dim, generator=source)[torch.from_numpy(mine)]
+def _adjust_augmentation(state: TrainingState, batches: Batches, scalars: Scalars, group: Group) -> None:
+    """Count the signs of D's logits for real images, over all workers, and move p where that is due (ADA)."""
+    config = batches.config
+    if batches.augmentation is None or config.augment_p != "adaptive":
+        return
+    signs = group.sum(scalars.sums["signs/real"].clone())
+    state.ada = state.ada.after(round(float(signs)), scalars.counts["signs/real"] * group.world)
+    if state.step % config.ada_interval == 0:
+        state.ada = state.ada.adjusted(
+            target=config.ada_target, images=config.batch * config.ada_interval, ada_images=config.ada_kimg * 1000
+        )
 
 
 def _add_totals(state: TrainingState, scalars: Scalars, group: Group) -> None:
     """Add a step's scalars to the tick's totals, over all workers; gradient norms are the same on each of them."""
+    scalars.add("ada/p", torch.tensor(state.ada.p))
     names = sorted(scalars.sums)
     sums = group.sum(torch.stack([scalars.sums[name] for name in names]))
     for name, value in zip(names, sums.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise TrainingError(f"{name} is {value} at step {state.step} ({state.images_seen} images). {_UNSTABLE}")
         total, count = state.totals.get(name, (0.0, 0.0))
         state.totals[name] = (total + value, count + scalars.counts[name] * group.world)
 
@@ -195,7 +228,11 @@ def _add_totals(state: TrainingState, scalars: Scalars, group: Group) -> None:
 def _draw_samples(state: TrainingState, group: Group, reporter: Reporter) -> str | None:
     if not group.is_first:
         return None
-    images = sampling.sample_images(state.generator_ema, list(_GRID_SEEDS), psi=1.0, batch=8)
+    generator, seeds = state.generator_ema, list(_GRID_SEEDS)
+    classes, labels = generator.mapping.c_dim, None
+    if classes:  # the first rows show the first class, and so on
+        labels = np.eye(classes)[np.arange(len(seeds)) * classes // len(seeds)]
+    images = sampling.sample_images(generator, seeds, psi=1.0, batch=8, labels=labels)
     return reporter.samples(f"images-{state.images_seen:09d}.png", images)
 
 

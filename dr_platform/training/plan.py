@@ -11,9 +11,16 @@ from pathlib import Path
 
 from dr_platform import checkpoint, files
 from dr_platform.config import Params, PrepareConfig, TrainConfig
-from dr_platform.data.loader import ImageSet, Selection, load_images, select_images
+from dr_platform.data.loader import (
+    ImageSet,
+    Selection,
+    classes_sha256,
+    join_classes,
+    load_images,
+    select_images,
+)
 from dr_platform.errors import CheckpointError, DataError
-from dr_platform.records import Checkpoint, Visibility
+from dr_platform.records import Checkpoint, Visibility, stricter
 
 CHECKPOINTS = "checkpoints"  # in a run directory
 
@@ -38,6 +45,7 @@ class TrainPlan:
     resolution: int
     use: str  # prepare.visibility: all | public-only
     visibility: Visibility
+    classes: tuple[int, ...]  # the grades of a conditional training in the order of its labels; else ()
     train_images: int
     data_sha256: str
     config_sha256: str
@@ -52,7 +60,17 @@ class TrainPlan:
 
     def load(self) -> ImageSet:
         """The training images of the plan."""
-        return load_images(self.prepared_root, self.grade, subset=self.config.subset, visibility=self.use)
+        return join_classes(
+            [
+                load_images(
+                    _root_of(self.prepared_root, grade, self.grade),
+                    grade,
+                    subset=self.config.subset if grade == self.grade else None,
+                    visibility=self.use,
+                )
+                for grade in self.classes or (self.grade,)
+            ]
+        )
 
     def images_seen(self) -> int:
         """Images that the newest checkpoint of the run has seen; 0 for a run that has none."""
@@ -71,8 +89,15 @@ class TrainPlan:
 def make_plan(params: Params, prepared_root: Path, storage: Path, initial: InitialWeights | None = None) -> TrainPlan:
     """The training that `params` ask for on the prepared images. Raises DataError if these are missing or too few."""
     prepare, config = params.prepare, params.train
-    images = select_images(prepared_root, prepare.grade, subset=config.subset, visibility=prepare.visibility)
-    _require_current(images, prepare)
+    grades = sorted({prepare.grade, *config.condition_on})
+    chosen = {}
+    for grade in grades:
+        subset = config.subset if grade == prepare.grade else None
+        root = _root_of(prepared_root, grade, prepare.grade)
+        chosen[grade] = select_images(root, grade, subset=subset, visibility=prepare.visibility)
+        _require_current(chosen[grade], prepare)
+    data_sha256 = classes_sha256([images.sha256 for images in chosen.values()])
+    images = chosen[prepare.grade]
     config_sha256 = files.sha256_json(
         {
             "train": config.model_dump(mode="json"),
@@ -80,9 +105,10 @@ def make_plan(params: Params, prepared_root: Path, storage: Path, initial: Initi
             "initial": initial.sha256 if initial else None,
         }
     )
-    fingerprint = files.sha256_json([config_sha256, images.sha256])[:10]
+    fingerprint = files.sha256_json([config_sha256, data_sha256])[:10]
     letter = config.config.removeprefix("stylegan3-")
-    name = f"dr{prepare.grade}-{letter}{images.resolution}-n{len(images)}-g{config.gamma:g}-{fingerprint}"
+    gamma = config.r1_gamma(images.resolution)
+    name = f"dr{prepare.grade}-{letter}{images.resolution}-n{len(images)}-g{gamma:g}-{fingerprint}"
     return TrainPlan(
         config=config,
         prepared_root=prepared_root,
@@ -90,14 +116,20 @@ def make_plan(params: Params, prepared_root: Path, storage: Path, initial: Initi
         grade=prepare.grade,
         resolution=images.resolution,
         use=prepare.visibility,
-        visibility=images.visibility,
-        train_images=len(images),
-        data_sha256=images.sha256,
+        visibility=stricter(*(part.visibility for part in chosen.values())),
+        classes=tuple(grades) if config.condition_on else (),
+        train_images=sum(len(part) for part in chosen.values()),
+        data_sha256=data_sha256,
         config_sha256=config_sha256,
         initial=initial,
         batch_per_worker=params.site.batch_per_worker,
         threads=params.site.threads_per_worker,
     )
+
+
+def _root_of(prepared_root: Path, grade: int, own_grade: int) -> Path:
+    """Where a grade's prepared images lie: further grades of a conditional training are outputs of their own in DVC."""
+    return prepared_root if grade == own_grade else prepared_root.with_name("classes")
 
 
 def _require_current(images: Selection, prepare: PrepareConfig) -> None:

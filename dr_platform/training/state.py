@@ -21,7 +21,7 @@ from dr_platform.build import build_networks
 from dr_platform.checkpoint import GENERATOR_FILE
 from dr_platform.config import TrainConfig
 from dr_platform.errors import CheckpointError
-from dr_platform.gan import Discriminator, Generator
+from dr_platform.gan import AdaptiveP, Discriminator, Generator, posthoc
 
 _ADAM_BETAS = (0.0, 0.99)
 _ADAM_EPSILON = 1e-8
@@ -29,7 +29,10 @@ _ADAM_EPSILON = 1e-8
 
 @dataclass
 class TrainingState:
-    """Networks, optimisers and counters of a training; `totals` are the sums behind the next tick's means."""
+    """Networks, optimisers and counters of a training; `totals` are the sums behind the next tick's means.
+
+    averages: for each of `posthoc.KEPT_LENGTHS` that is tracked, G's tensors averaged with that length.
+    """
 
     generator: Generator
     discriminator: Discriminator
@@ -38,6 +41,9 @@ class TrainingState:
     optimizer_d: Adam
     step: int = 0
     images_seen: int = 0
+    ada: AdaptiveP = field(default_factory=AdaptiveP)
+    low_precision: bool = False  # whether the highest resolutions are computed in half precision
+    averages: dict[float, dict[str, Tensor]] = field(default_factory=dict)
     totals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -48,11 +54,23 @@ class TrainingState:
             "discriminator.safetensors": dict(self.discriminator.state_dict()),
             "optimizer_g.safetensors": _optimizer_tensors(self.optimizer_g, self.generator),
             "optimizer_d.safetensors": _optimizer_tensors(self.optimizer_d, self.discriminator),
+            **{_average_file(length): average for length, average in self.averages.items()},
         }
 
     def counters(self) -> dict[str, Any]:
         """JSON-able rest of the state."""
-        return {"step": self.step, "images_seen": self.images_seen, "totals": self.totals}
+        return {
+            "step": self.step,
+            "images_seen": self.images_seen,
+            "ada": self.ada.to_json(),
+            "totals": self.totals,
+        }
+
+    def update_averages(self) -> None:
+        """Take the weights after step `step` into the power-function averages."""
+        now = dict(self.generator.state_dict())
+        for length, average in self.averages.items():
+            posthoc.update_average(average, now, posthoc.update_weight(posthoc.exponent(length), self.step))
 
     def start_from(self, directory: Path) -> None:
         """Take the weights in `directory` (a transfer's) where there are any; the rest stays as initialised."""
@@ -77,18 +95,25 @@ class TrainingState:
                 raise CheckpointError(f"The checkpoint's {name} is of other networks: {line[:200]}") from None
         _load_optimizer(self.optimizer_g, self.generator, tensors["optimizer_g.safetensors"])
         _load_optimizer(self.optimizer_d, self.discriminator, tensors["optimizer_d.safetensors"])
+        for length, average in self.averages.items():
+            stored = tensors.get(_average_file(length), {})
+            if stored.keys() != average.keys():
+                raise CheckpointError(f"The checkpoint has no {_average_file(length)} of this network.")
+            for name, tensor in average.items():
+                tensor.copy_(stored[name])
         self.step = int(counters["step"])
         self.images_seen = int(counters["images_seen"])
+        self.ada = AdaptiveP.from_json(counters["ada"])
         self.totals = {name: (float(value), float(count)) for name, (value, count) in counters["totals"].items()}
 
 
-def new_state(config: TrainConfig, resolution: int, device: torch.device) -> TrainingState:
-    """The state of a training before its first step, on `device`.
+def new_state(config: TrainConfig, resolution: int, device: torch.device, num_classes: int = 0) -> TrainingState:
+    """The state of a training before its first step, on `device`. num_classes: labels of a conditional training.
 
     Adam has beta1 = 0. D's optimiser also takes the R1 phase every `r1_interval` steps, so its learning rate and betas
     are adjusted by interval / (interval + 1) (Karras et al. 2020, "Analyzing and Improving", lazy regularization).
     """
-    generator, discriminator = build_networks(config, resolution)
+    generator, discriminator = build_networks(config, resolution, num_classes)
     generator.to(device)
     discriminator.to(device)
     generator_ema = copy.deepcopy(generator).eval().requires_grad_(False)
@@ -101,7 +126,19 @@ def new_state(config: TrainConfig, resolution: int, device: torch.device) -> Tra
         optimizer_d=_adam(
             discriminator, config.lr_discriminator * lazy, (_ADAM_BETAS[0] ** lazy, _ADAM_BETAS[1] ** lazy)
         ),
+        low_precision=config.low_precision != "none" and device.type == "cuda",
+        ada=AdaptiveP(p=config.augment_p if isinstance(config.augment_p, float) else 0.0),
+        averages={
+            length: {name: torch.zeros_like(tensor) for name, tensor in generator.state_dict().items()}
+            for length in posthoc.KEPT_LENGTHS
+        }
+        if config.posthoc_kimg
+        else {},
     )
+
+
+def _average_file(length: float) -> str:
+    return f"average-{length:.2f}.safetensors"
 
 
 def _adam(network: nn.Module, learning_rate: float, betas: tuple[float, float]) -> Adam:

@@ -26,13 +26,12 @@ def work(plan: TrainPlan, group: Group, reporter: Reporter | None = None) -> boo
     of workers and threads.
     """
     torch.set_num_threads(plan.threads)
-    # TF32 would make a GPU's results depend on its generation; speed on the GPU is a matter of its own.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = plan.config.tf32
+    torch.backends.cudnn.allow_tf32 = plan.config.tf32
     images = plan.load()
     if images.sha256 != plan.data_sha256:
         raise DataError("The prepared images changed after the training was planned. Run the command again.")
-    state = new_state(plan.config, images.resolution, group.device)
+    state = new_state(plan.config, images.resolution, group.device, len(plan.classes))
     if plan.initial:
         state.start_from(plan.initial.directory)
     _resume(plan, state, group)
@@ -52,6 +51,7 @@ def _description(plan: TrainPlan) -> dict[str, Any]:
         "run": plan.run,
         "grade": plan.grade,
         "resolution": plan.resolution,
+        "classes": plan.classes,
         "visibility": plan.visibility,
         "config_sha256": plan.config_sha256,
         "data_sha256": plan.data_sha256,

@@ -12,7 +12,7 @@ import torch
 
 from dr_platform.config import PhantomConfig, PrepareConfig
 from dr_platform.data import collections, manifest
-from dr_platform.data.loader import ImageSet, load_images
+from dr_platform.data.loader import ImageSet, batch_of, join_classes, load_images
 from dr_platform.data.prepare import prepare
 from dr_platform.errors import DataError
 
@@ -101,7 +101,7 @@ def test_public_only_needs_no_proprietary_directory(prepared: Path, tmp_path: Pa
 def test_a_batch_maps_0_to_minus_1_and_255_to_1() -> None:
     image = np.zeros((1, 16, 16, 3), dtype=np.uint8)
     image[0, 0, 0], image[0, 2, 5] = (255, 0, 51), (0, 255, 0)
-    batch = ImageSet(image, (), "", "public").batch(np.array([0]))
+    batch = batch_of(torch.from_numpy(image), np.array([0]))
     assert (batch.shape, batch.dtype, batch.is_contiguous()) == ((1, 3, 16, 16), torch.float32, True)
     assert batch[0, :, 0, 0].tolist() == pytest.approx([1, -1, 51 / 127.5 - 1], abs=2**-23)
     assert batch[0, 1, 2, 5] == 1
@@ -112,8 +112,9 @@ def test_a_batch_takes_images_in_the_order_asked_for_and_mirrors_those_told(prep
     images = load_images(prepared, 1)
     before = images.images.copy()
     indices = np.array([5, 0, 5])
-    plain = images.batch(indices)
-    mirrored = images.batch(indices, np.array([True, False, False]))
+    pixels = images.pixels_near(torch.device("cpu"))
+    plain = batch_of(pixels, indices)
+    mirrored = batch_of(pixels, indices, np.array([True, False, False]))
     assert torch.equal(plain[0], plain[2])
     assert torch.equal(mirrored[0], plain[0].flip(-1))
     assert torch.equal(mirrored[1:], plain[1:])
@@ -122,7 +123,7 @@ def test_a_batch_takes_images_in_the_order_asked_for_and_mirrors_those_told(prep
 
 def test_a_batch_returns_to_the_stored_bytes(prepared: Path) -> None:
     images = load_images(prepared, 1)
-    batch = images.batch(np.arange(len(images)))
+    batch = batch_of(torch.from_numpy(images.images), np.arange(len(images)))
     restored = ((batch + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(restored, images.images)
 
@@ -144,3 +145,22 @@ def test_visibilities_prepared_differently_are_refused(prepared: Path, raw: Path
     shutil.copytree(prepared / "public", tmp_path / "public")
     with pytest.raises(DataError, match="prepared differently: seed is 0 and 9"):
         load_images(tmp_path, 1)
+
+
+def test_several_grades_stand_one_after_the_other_under_the_stricter_label(prepared: Path) -> None:
+    one = load_images(prepared, 1, visibility="public-only")
+    other = load_images(prepared, 1, subset=5)
+    joined = join_classes([one, other])
+    assert joined.class_sizes == (len(one), 5)
+    assert np.array_equal(joined.images, np.concatenate([one.images, other.images]))
+    assert joined.rows == one.rows + other.rows
+    assert joined.visibility == other.visibility == "proprietary"
+    assert joined.sha256 not in (one.sha256, other.sha256)
+    assert join_classes([one]) is one
+
+
+def test_both_eyes_must_be_known_before_a_mirrored_one_is_plausible(prepared: Path) -> None:
+    images = load_images(prepared, 1)
+    assert images.has_both_eyes
+    left = tuple(row for row in images.rows if row.eye == "left")
+    assert not ImageSet(images.images[: len(left)], left, "", "public").has_both_eyes

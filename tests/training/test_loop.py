@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 import torch
 from tiny_training import assert_bitwise_equal, tiny_config, tiny_images, tiny_job, tiny_state
 
@@ -22,24 +25,32 @@ class Recording(SilentReporter):
         self.ticks.append(tick)
 
 
-def loaded(run_directory, config):
+def loaded(run_directory, config, num_classes=0):
     newest = checkpoint.newest(run_directory / CHECKPOINTS)
     _, tensors, counters = checkpoint.read(newest)
-    state = tiny_state(config)
+    state = tiny_state(config, num_classes)
     state.load(tensors, counters)
     return state
 
 
-def test_resuming_gives_the_state_and_the_losses_of_an_unbroken_run(tmp_path, alone):
-    config = tiny_config()
-    unbroken, ticks = tiny_state(config), Recording()
-    loop.train(tiny_job(config, tmp_path / "a"), unbroken, tiny_images(), alone, ticks)
+# p moves by a tenth every 3 steps and is not 0 when the run is broken; labels, mixed styles and averages besides.
+EVERYTHING = {"augment": "bgc", "ada_kimg": 0.24, "ada_interval": 3, "ada_target": -0.99, "style_mixing": 0.5}
+EVERYTHING |= {"posthoc_kimg": 0.016, "condition_on": [2]}
+
+
+@pytest.mark.parametrize("changes", [{"augment": "none"}, EVERYTHING], ids=["plain", "everything"])
+def test_resuming_gives_the_state_and_the_losses_of_an_unbroken_run(tmp_path, alone, changes):
+    config, classes = tiny_config(**changes), 2 if "condition_on" in changes else 0
+    images = dataclasses.replace(tiny_images(), class_sizes=(4, 7)) if classes else tiny_images()
+    unbroken, ticks = tiny_state(config, classes), Recording()
+    loop.train(tiny_job(config, tmp_path / "a"), unbroken, images, alone, ticks)
 
     half = config.model_copy(update={"kimg": 0.040})  # 5 of 8 steps: in the middle of a tick and of an R1 interval
-    loop.train(tiny_job(half, tmp_path / "b"), tiny_state(config), tiny_images(), alone, SilentReporter())
-    resumed, later = loaded(tmp_path / "b", config), Recording()
+    loop.train(tiny_job(half, tmp_path / "b"), tiny_state(config, classes), images, alone, SilentReporter())
+    resumed, later = loaded(tmp_path / "b", config, classes), Recording()
     assert resumed.step == 5
-    loop.train(tiny_job(config, tmp_path / "b"), resumed, tiny_images(), alone, later)
+    assert (resumed.ada.p > 0) == bool(classes)
+    loop.train(tiny_job(config, tmp_path / "b"), resumed, images, alone, later)
 
     assert_bitwise_equal(resumed, unbroken)
     assert [tick.scalars for tick in later.ticks[1:]] == [tick.scalars for tick in ticks.ticks[3:]]
@@ -69,7 +80,7 @@ def test_a_tick_reports_what_people_look_for(tmp_path, alone):
     assert [tick.images_seen for tick in ticks] == [16, 32, 48, 64]
     assert {
         "loss/generator", "loss/discriminator", "logits/real", "logits/fake", "signs/real", "signs/fake",
-        "gradient/generator", "gradient/discriminator", "gradient/r1", "r1/penalty",
+        "gradient/generator", "gradient/discriminator", "gradient/r1", "r1/penalty", "ada/p",
     } == set(ticks[0].scalars)  # fmt: skip
     assert all((tmp_path / tick.samples).is_file() for tick in ticks)
     assert ticks[-1].eta_seconds == 0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dr_platform.config import Params, TrainConfig, parse_params
+from dr_platform.data import partition
 from dr_platform.data.loader import ImageSet
+from dr_platform.training.batches import Batches
+from dr_platform.training.group import Group
 from dr_platform.training.loop import Job
 from dr_platform.training.state import TrainingState, new_state
 
@@ -42,12 +44,16 @@ def tiny_config(**changes: object) -> TrainConfig:
 
 def tiny_images(count: int = 11) -> ImageSet:
     pixels = np.random.default_rng(5).integers(0, 256, (count, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
-    fields = {field.name: None for field in dataclasses.fields(ImageSet)}
-    return ImageSet(**{**fields, "images": pixels, "sha256": "0" * 64, "visibility": "public"})
+    return ImageSet(images=pixels, rows=(), sha256="0" * 64, visibility="public")
 
 
-def tiny_state(config: TrainConfig) -> TrainingState:
-    return new_state(config, RESOLUTION, torch.device("cpu"))
+def tiny_state(config: TrainConfig, num_classes: int = 0) -> TrainingState:
+    return new_state(config, RESOLUTION, torch.device("cpu"), num_classes)
+
+
+def tiny_batches(config: TrainConfig, state: TrainingState, group: Group, size: int, images: ImageSet) -> Batches:
+    mine = partition.micro_batches(config.batch, group.world, group.rank, config.mbstd_group, size)
+    return Batches(config, images, state.generator.num_ws, mine, group.device)
 
 
 def tiny_job(config: TrainConfig, run_directory: Path) -> Job:
