@@ -27,6 +27,7 @@ from dr_platform.config import TrainConfig, load_params
 from dr_platform.data import partition
 from dr_platform.data.loader import ImageSet
 from dr_platform.training import loop
+from dr_platform.training.batches import Batches
 from dr_platform.training.group import Group
 from dr_platform.training.state import new_state
 from dr_platform.training.step import Players
@@ -43,7 +44,8 @@ def configuration(resolution: int) -> TrainConfig:
     width |= {"discriminator_channel_base": 64 * resolution // 2, "discriminator_channel_max": 64}
     depth = {"z_dim": 512, "w_dim": 512, "num_layers": 14, "mapping_layers": 2}
     gamma = 8 * (resolution / 512) ** 2
-    return TrainConfig.model_validate({**base, **width, **depth, "batch": 8, "gamma": gamma, "r1_interval": 16})
+    plain = {"batch": 8, "gamma": gamma, "r1_lambda": None, "r1_interval": 16, "augment": "none"}
+    return TrainConfig.model_validate({**base, **width, **depth, **plain})
 
 
 def measure(config: TrainConfig, resolution: int, group: Group, seconds: float) -> dict[str, float]:
@@ -55,11 +57,12 @@ def measure(config: TrainConfig, resolution: int, group: Group, seconds: float) 
     players = Players(state.generator, state.discriminator, group)
     size = partition.micro_batch_size(config.batch, group.world, config.mbstd_group, None)
     mine = partition.micro_batches(config.batch, group.world, group.rank, config.mbstd_group, size)
+    batches = Batches(config, images, state.generator.num_ws, mine, group.device)
     for _ in range(WARM_UP_STEPS):
-        loop.take_step(config, state, players, images, mine)
+        loop.take_step(state, players, batches)
     start, steps, over = time.perf_counter(), 0, False
     while not over or steps % config.r1_interval:
-        loop.take_step(config, state, players, images, mine)
+        loop.take_step(state, players, batches)
         steps += 1
         over = group.any(group.is_first and time.perf_counter() - start > seconds)
     wall = time.perf_counter() - start
