@@ -182,7 +182,7 @@ def _grid_pattern(history: Sequence[Tick]) -> Finding | None:
         advice=(
             "look at the sample grid; a pattern of the first images fades by itself",
             "raise train.gamma",
-            "look for the same grid in the prepared images, from JPEG or an earlier resize",
+            "look for the same grid in single prepared images, from a sensor or an earlier resize",
         ),
     )
 

@@ -74,8 +74,8 @@ def reference_statistics(images: NDArray[np.uint8], group: int) -> dict[str, flo
 def compare_statistics(samples: Mapping[str, float], real: Mapping[str, float]) -> dict[str, float]:
     """Samples against reals, ready for `Tick.scalars`: ratios of diversity, excess of grid patterns.
 
-    A real photograph has a grid of its own where a JPEG's blocks show; only what goes beyond it counts. Empty without
-    reals.
+    Real images may have a grid of their own, from a sensor or an earlier resize; only what goes beyond it counts. Empty
+    without reals.
     """
     if not real:
         return {}
