@@ -92,16 +92,17 @@ def diagnose(history: Sequence[Tick], config: TrainConfig, layers: Sequence[str]
     """
     if not history:
         return []
+    # Causes before effects: of equals, the first is what a stop is blamed on.
     found = [
         _not_finite(history),
-        _mode_collapse(history),
-        _grid_pattern(history),
         _dead_layer(history, layers),
         _exploding_layer(history, layers),
+        _losses_flat(history),
+        _losses_diverging(history, config),
         _saturated_augmentation(history),
         _overfit(history),
-        _losses_diverging(history, config),
-        _losses_flat(history),
+        _mode_collapse(history),
+        _grid_pattern(history),
         _slow(history),
     ]
     return sorted((finding for finding in found if finding), key=lambda finding: -_RANKS[finding.severity])
