@@ -113,8 +113,11 @@ def _grid(unit: Array) -> dict[str, float]:
     n, side = unit.shape[:2]
     window = np.hanning(side + 1)[:-1].astype(np.float32)  # periodic: no leak beyond the next bin
     windowed = (unit - unit.mean(axis=(1, 2), keepdims=True)) * (window[:, None] * window[None, :])[..., None]
-    spectrum = scipy.fft.fft2(windowed, axes=(1, 2))
-    power = (spectrum.real**2 + spectrum.imag**2).mean(axis=(0, 3), dtype=np.float64)  # [R, R]
+    planes = np.ascontiguousarray(windowed.transpose(0, 3, 1, 2)).reshape(-1, side, side)
+    spectrum = scipy.fft.rfft2(planes, overwrite_x=True)
+    half = (np.square(spectrum.real) + np.square(spectrum.imag)).mean(axis=0, dtype=np.float64)  # [R, R / 2 + 1]
+    mirrored = np.roll(half[::-1], 1, axis=0)[:, (side - 1) // 2 : 0 : -1]  # of a real picture: F(-f) is F(f) conjugate
+    power = np.concatenate([half, mirrored], axis=1)  # [R, R]
     # What rounding to 8 bits alone puts into each bin; nothing below it is a pattern.
     floor = float((window.astype(np.float64) ** 2).sum()) ** 2 / (12 * 255**2)
     found, amplitude = {}, 0.0
