@@ -25,10 +25,7 @@ def work(plan: TrainPlan, group: Group, reporter: Reporter | None = None) -> boo
     Returns False if the training was asked to stop before its end. Bitwise reproducible on the CPU for a given number
     of workers and threads.
     """
-    torch.set_num_threads(plan.threads)
-    # TF32 would make a GPU's results depend on its generation; speed on the GPU is a matter of its own.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    settle_process(plan.threads)
     images = plan.load()
     if images.sha256 != plan.data_sha256:
         raise DataError("The prepared images changed after the training was planned. Run the command again.")
@@ -45,6 +42,14 @@ def work(plan: TrainPlan, group: Group, reporter: Reporter | None = None) -> boo
     if reporter is None:
         reporter = DirectoryReporter(plan.run_directory) if group.is_first else SilentReporter()
     return loop.train(job, state, images, group, reporter)
+
+
+def settle_process(threads: int) -> None:
+    """Settings of a process that trains, or rehearses a training."""
+    torch.set_num_threads(threads)
+    # TF32 would make a GPU's results depend on its generation; speed on the GPU is a matter of its own.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _description(plan: TrainPlan) -> dict[str, Any]:
