@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 from tiny_training import tiny_config, tiny_images, tiny_job, tiny_state
 
 from dr_platform import checkpoint
@@ -16,6 +20,7 @@ from dr_platform.config import Params, TrainConfig
 from dr_platform.errors import TrainingError
 from dr_platform.records import Finding, Tick
 from dr_platform.training import health, loop
+from dr_platform.training.group import Group
 from dr_platform.training.plan import CHECKPOINTS
 from dr_platform.training.report import DirectoryReporter, SilentReporter, read_ticks
 from dr_platform.training.vitals import layer_names
@@ -304,3 +309,35 @@ def test_the_stop_is_not_part_of_a_runs_name():
 def test_the_layers_a_finding_can_name_are_those_of_the_generator():
     names = layer_names(tiny_state(CONFIG).generator)
     assert len(names) == len(set(names)) == CONFIG.mapping_layers + 1 + CONFIG.num_layers + 1
+
+
+def test_the_page_on_training_explains_every_finding_and_scalar():
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    kinds = set(re.findall(r'kind="([a-z-]+)"', Path(health.__file__).read_text()))
+    assert len(kinds) == 10
+    assert [kind for kind in kinds if f"`{kind}`" not in page] == []
+    scalars = {name for name in healthy(1)[0] if not name.endswith("_layer")}
+    assert [name for name in scalars if name not in page and f"`_{name.rpartition('_')[2]}`" not in page] == []
+
+
+def _rank(rank: int, port: int, run: Path, said: dict[int, str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    config = tiny_config(stop_when_unhealthy=True, kimg=0.256)
+    reporter = DirectoryReporter(run) if rank == 0 else SilentReporter()
+    try:
+        ill_training(run, config, reporter, Group.current(torch.device("cpu")))
+    except TrainingError as error:
+        said[rank] = str(error)
+    dist.destroy_process_group()
+
+
+def test_every_worker_stops_where_rank_0_finds_a_reason(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        said = manager.dict()
+        multiprocessing.spawn(_rank, args=(port, tmp_path, said), nprocs=2)
+        assert "for dead-layer" in said[0]
+        assert "rank 0 says why" in said[1]
