@@ -60,7 +60,7 @@ _SIGNS_APART = 0.9
 _SIGNS_TICKS = 5
 _LOSS_ROSE = 1.15
 
-# Share of the network's gradient. The weakest layer of a healthy training has 3e-4 to 3e-3 (demo at 16 and 32 px).
+# Share of the network's gradient. The weakest layer of a healthy training has 2e-4 to 3e-3 (demo at 16 and 32 px).
 _GRADIENT_DEAD = 1e-6
 # Root mean square of what varies over that of all; healthy layers have about 0.7.
 _CONTRAST_DEAD = 0.01

@@ -35,6 +35,7 @@ from dr_platform.training.worker import settle_process
 
 GRID_IMAGES = 16  # drawn once a tick
 _REAL_IMAGES = 64
+_SHARE_OF_GPU = 0.9  # of what is free: a long training fragments its memory
 _NEVER = 2**30  # steps between R1 phases that do not come
 _CLEAR_REFS, _RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # makes VmHWM what is held now (proc(5))
 
@@ -92,12 +93,13 @@ def rehearse(task: Task) -> Iterator[Message]:
     """Passes of each size that fits, `Fixed` after the first, and last `Refused` if a size was left out."""
     settle_process(task.threads)
     device = torch.device("cuda" if task.use_gpu else "cpu")
-    before = _status_bytes("VmRSS")
+    before = 0 if task.use_gpu else _status_bytes("VmRSS")
+    limit = int(_SHARE_OF_GPU * torch.cuda.mem_get_info()[0]) if task.use_gpu else task.memory_limit - before
     state = new_state(task.config, task.resolution, device)
     measured: list[Passes] = []
     seconds = 0.0
     for size in task.sizes:
-        reason = _refusal(task, measured, size, seconds, before)
+        reason = _refusal(task, measured, size, seconds, limit)
         if reason is None:
             start = time.perf_counter()
             try:
@@ -120,21 +122,19 @@ def child(task: Task, messages: Connection) -> None:
     messages.close()
 
 
-def _refusal(task: Task, measured: Sequence[Passes], size: int, seconds: float, before: int) -> str | None:
+def _refusal(task: Task, measured: Sequence[Passes], size: int, seconds: float, limit: int) -> str | None:
     """Why the next size should not even be tried, from those before."""
     if not measured:
         return None
     last = measured[-1]
     if seconds * size / last.size > task.patience_seconds:
         return f"measuring it would take more than {task.patience_seconds:.0f} s"
-    if task.use_gpu:
-        return None
     slope = last.memory_bytes / last.size
     if len(measured) > 1:
         slope = max(0.0, (last.memory_bytes - measured[-2].memory_bytes) / (last.size - measured[-2].size))
-    expected = before + last.memory_bytes + slope * (size - last.size)
-    if expected > task.memory_limit:
-        return f"it would take about {expected / 2**30:.1f} GiB, and {task.memory_limit / 2**30:.1f} GiB are available"
+    expected = last.memory_bytes + slope * (size - last.size)
+    if expected > limit:
+        return f"it would take about {expected / 2**30:.1f} GiB, and {max(limit, 0) / 2**30:.1f} GiB are available"
     return None
 
 
