@@ -193,6 +193,8 @@ def rehearse(
                 progress(f"measured passes of {message.size} images")
             elif isinstance(message, Fixed):
                 fixed = message
+            elif isinstance(message, str):
+                progress(message)
             else:
                 refused = message
     except EOFError:

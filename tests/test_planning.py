@@ -214,6 +214,14 @@ def test_a_rehearsal_leaves_nothing_in_its_directory(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_long_measurement_says_how_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal, "_WORTH_SAYING_SECONDS", 0.0)
+    task, said = Task(parameters().train, 16, (4,), 2, False, 1, 2**40, 60.0, tmp_path), []
+    next(rehearsal.rehearse(task, said.append))
+    assert len(said) == 1
+    assert "a step of 4 images takes 0 s" in said[0]
+
+
 def test_without_r1_there_is_no_r1_to_measure(tmp_path):
     task = Task(parameters(gamma=0).train, 16, (4,), 2, False, 1, 2**40, 60.0, tmp_path)
     first = next(rehearsal.rehearse(task))

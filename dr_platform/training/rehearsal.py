@@ -36,6 +36,7 @@ from dr_platform.training.worker import settle_process
 GRID_IMAGES = 16  # drawn once a tick
 _REAL_IMAGES = 64
 _SHARE_OF_GPU = 0.9  # of what is free: a long training fragments its memory
+_WORTH_SAYING_SECONDS = 20.0  # how long a measurement may take before its length is told
 _NEVER = 2**30  # steps between R1 phases that do not come
 _CLEAR_REFS, _RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # makes VmHWM what is held now (proc(5))
 
@@ -89,8 +90,11 @@ class Refused:
 Message = Passes | Fixed | Refused
 
 
-def rehearse(task: Task) -> Iterator[Message]:
-    """Passes of each size that fits, `Fixed` after the first, and last `Refused` if a size was left out."""
+def rehearse(task: Task, announce: Callable[[str], None] = lambda _: None) -> Iterator[Message]:
+    """Passes of each size that fits, `Fixed` after the first, and last `Refused` if a size was left out.
+
+    announce: told how long a measurement takes, if that is long.
+    """
     settle_process(task.threads)
     device = torch.device("cuda" if task.use_gpu else "cpu")
     before = 0 if task.use_gpu else _status_bytes("VmRSS")
@@ -103,7 +107,7 @@ def rehearse(task: Task) -> Iterator[Message]:
         if reason is None:
             start = time.perf_counter()
             try:
-                measured.append(_measure(task, state, device, size, before))
+                measured.append(_measure(task, state, device, size, before, announce))
             except torch.OutOfMemoryError:
                 reason = "the GPU's memory does not suffice"
             seconds = time.perf_counter() - start
@@ -116,8 +120,8 @@ def rehearse(task: Task) -> Iterator[Message]:
 
 
 def child(task: Task, messages: Connection) -> None:
-    """Entry of the process: send what `rehearse` yields."""
-    for message in rehearse(task):
+    """Entry of the process: send what `rehearse` yields, and what it announces."""
+    for message in rehearse(task, messages.send):
         messages.send(message)
     messages.close()
 
@@ -138,7 +142,9 @@ def _refusal(task: Task, measured: Sequence[Passes], size: int, seconds: float, 
     return None
 
 
-def _measure(task: Task, state: TrainingState, device: torch.device, size: int, before: int) -> Passes:
+def _measure(
+    task: Task, state: TrainingState, device: torch.device, size: int, before: int, announce: Callable[[str], None]
+) -> Passes:
     config = task.config.model_copy(update={"batch": size, "r1_interval": _NEVER})
     with_r1 = config.model_copy(update={"r1_interval": 1})
     shape = (_REAL_IMAGES, task.resolution, task.resolution, 3)
@@ -154,7 +160,10 @@ def _measure(task: Task, state: TrainingState, device: torch.device, size: int, 
         whole = _timed(device, lambda: loop.take_step(chosen, state, players, images, mine))
         return {**players.seconds, "rest": max(0.0, whole - sum(players.seconds.values()))}
 
-    step(config)
+    warm_up = _timed(device, lambda: step(config))
+    whole = warm_up * (task.steps * (2 if config.gamma > 0 else 1) + 1)
+    if whole > _WORTH_SAYING_SECONDS:
+        announce(f"a step of {size} images takes {warm_up:.0f} s: measuring it takes about {whole:.0f} s")
     plain = [step(config) for _ in range(task.steps)]
     r1: list[float] = []
     if config.gamma > 0:

@@ -29,6 +29,8 @@ GRID_PERIODS = (2, 4, 8)  # pixels; what upsampling by 2, once to three times ov
 _LEAST_CYCLES = 4  # per image: below, a frequency is one of the picture's own forms
 _NEIGHBOURHOOD = 5  # bins around a peak that tell its background
 _REFERENCE_GROUPS = 8
+# Of a pass, enough to tell a constant; a float32 copy of all would be gigabytes at 512 px.
+_PICTURES_OF_LAYERS = 4
 # The output is filtered after the clamp, which moves values off the limit by the filter's ripple, about 2 %.
 _AT_CLAMP = 0.98
 
@@ -172,14 +174,14 @@ def watching(generator: Generator) -> Iterator[LayerOutputs]:
 
     def hook(name: str, clamp: float | None) -> Any:
         def look(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            x = output.detach().float()
+            x = output.detach()[:_PICTURES_OF_LAYERS].float()
             variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
             power = (variance + mean.square()).mean()
             # 0 for an output that is 0 throughout: as constant as any.
             contrast = (variance.mean() / power.clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
             seen.contrast.setdefault(name, []).append(contrast)
             if clamp is not None:
-                seen.clamped.setdefault(name, []).append((x.abs() >= _AT_CLAMP * clamp).float().mean())
+                seen.clamped.setdefault(name, []).append((x.abs() >= _AT_CLAMP * clamp).count_nonzero() / x.numel())
 
         return look
 
