@@ -100,8 +100,8 @@ def diagnose(history: Sequence[Tick], config: TrainConfig, layers: Sequence[str]
         _losses_flat(history),
         _losses_diverging(history, config),
         _saturated_augmentation(history),
-        _overfit(history),
-        _mode_collapse(history),
+        _overfit(history, config),
+        _mode_collapse(history, config),
         _grid_pattern(history),
         _slow(history),
     ]
@@ -132,7 +132,7 @@ def _not_finite(history: Sequence[Tick]) -> Finding | None:
     )
 
 
-def _mode_collapse(history: Sequence[Tick]) -> Finding | None:
+def _mode_collapse(history: Sequence[Tick], config: TrainConfig) -> Finding | None:
     found: list[tuple[Severity, str]] = []
     for name, words in (
         ("distance", "mean distance between samples"),
@@ -157,7 +157,7 @@ def _mode_collapse(history: Sequence[Tick]) -> Finding | None:
         severity=severity,
         sentence=f"Samples are alike: {'; '.join(words for _, words in found)}.",
         advice=(
-            "raise train.gamma (2 to 4 times)",
+            _more_r1(config),
             "lower train.lr_generator",
             "train on more images: train.subset, prepare.collections",
             "start from a model that has learnt already: transfer.parent",
@@ -252,7 +252,7 @@ def _saturated_augmentation(history: Sequence[Tick]) -> Finding | None:
     )
 
 
-def _overfit(history: Sequence[Tick]) -> Finding | None:
+def _overfit(history: Sequence[Tick], config: TrainConfig) -> Finding | None:
     if min(len(_values(history, name)) for name in ("signs/real", "signs/fake", "loss/generator")) < 2 * _SIGNS_TICKS:
         return None
     real = min(_values(history, "signs/real")[-_SIGNS_TICKS:])
@@ -269,7 +269,7 @@ def _overfit(history: Sequence[Tick]) -> Finding | None:
             f"over {_SIGNS_TICKS} ticks (beyond ±{_SIGNS_APART}), while G's loss rose from {before:.2f} to {now:.2f}."
         ),
         advice=(
-            "raise train.gamma (2 to 4 times)",
+            _more_r1(config),
             "train on more images: train.subset, prepare.collections, train.mirror where side does not matter",
             "lower train.lr_discriminator",
             "stop here and take an earlier checkpoint",
@@ -291,11 +291,17 @@ def _losses_diverging(history: Sequence[Tick], config: TrainConfig) -> Finding |
         severity="critical" if severity == "critical" else "warning",
         sentence=f"Losses diverge over {_RECENT_TICKS} ticks: {', '.join(signs)}.",
         advice=(
-            f"raise train.gamma, now {config.gamma:g} (2 to 4 times)",
+            _more_r1(config),
             f"lower train.lr_generator, now {config.lr_generator:g}, and train.lr_discriminator",
             "a larger train.batch",
         ),
     )
+
+
+def _more_r1(config: TrainConfig) -> str:
+    if config.gamma == 0:
+        return "set train.gamma, now 0: 8 at 512 px, a quarter for each halving"
+    return f"raise train.gamma, now {config.gamma:g} (2 to 4 times)"
 
 
 def _losses_flat(history: Sequence[Tick]) -> Finding | None:

@@ -254,6 +254,15 @@ def test_every_advice_names_parameters_that_exist():
         assert key in Params.model_fields[section].annotation.model_fields, (section, key)
 
 
+@pytest.mark.parametrize(
+    ("gamma", "advice"), [(0.5, "raise train.gamma, now 0.5"), (0.0, "set train.gamma, now 0: 8 at")]
+)
+def test_advice_on_r1_starts_from_the_present_gamma(gamma, advice):
+    ill = [curve | {"loss/generator": 20.0} for curve in healthy(5)]
+    found = only(health.diagnose(ticks(ill), tiny_config(gamma=gamma)))
+    assert found.advice[0].startswith(advice)
+
+
 def test_findings_are_news_once_and_again_only_when_worse():
     told: dict = {}
     slow = Finding(kind="slow", severity="warning", sentence="", advice=())
