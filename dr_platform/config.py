@@ -148,7 +148,13 @@ class TrainConfig(Section):
     )
     tick_kimg: PositiveFloat = Field(description="Report and draw samples every so many kimg.")
     checkpoint_ticks: PositiveInt = Field(description="Commit a checkpoint every so many ticks.")
+    stop_when_unhealthy: bool = Field(False, description="Stop, with a checkpoint, at a critical finding of a tick.")
     seed: Seed = Field(description="Weights, order of images and latents.")
+
+    def identity(self) -> dict[str, Any]:
+        """What names a run: all that shapes the weights. A training that was stopped for its health can be continued
+        without the stop, so the stop is not in the name."""
+        return self.model_dump(mode="json", exclude={"stop_when_unhealthy"})
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

@@ -189,8 +189,25 @@ class Checkpoint(Record):
     files: dict[str, StoredFile]
 
 
+Severity = Literal["notice", "warning", "critical"]
+
+
+class Finding(BaseModel):
+    """A sign of trouble in a training: what was found and what was needed, and what to try."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = Field(description="mode-collapse, dead-layer, ...: docs/training.md lists them.")
+    severity: Severity
+    sentence: str = Field(description="The numbers found and needed.")
+    advice: tuple[str, ...] = Field(description="What to try, naming keys of params.yaml.")
+
+
 class Tick(Record):
     """What a training reports once per tick; one line of `ticks.jsonl`."""
+
+    # A loss that is not finite is a finding, and must survive the way to the file and back.
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     step: int
     images_seen: int
@@ -202,6 +219,7 @@ class Tick(Record):
     scalars: dict[str, float] = Field(description="Means over the tick: losses, logits, signs, gradient norms.")
     samples: str | None = Field(description="File of the sample grid, relative to the run directory.")
     checkpoint: bool = Field(description="Whether a checkpoint was committed with this tick.")
+    findings: tuple[Finding, ...] = Field((), description="Signs of trouble at this tick; ticks of old have none.")
 
 
 class Extractor(BaseModel):

@@ -107,7 +107,7 @@ def plan_sweep(project: Project, sizes: Sequence[int], gammas: Sequence[float]) 
     common = project.params.train.model_copy(update={"subset": None, "gamma": 0.0, "r1_lambda": None, "kimg": kimg})
     name = files.sha256_json(
         {
-            "train": common.model_dump(mode="json"),
+            "train": common.identity(),
             "prepare": prepare.model_dump(mode="json"),
             "evaluate": project.params.evaluate.model_dump(mode="json"),
             "metric": project.params.sweep.metric,

@@ -15,9 +15,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from dr_platform.cli.console import duration, one_line_errors
+from dr_platform.cli.console import Console, TrainingView, duration, one_line_errors
 from dr_platform.cli.main import app
 from dr_platform.errors import ConfigError
+from dr_platform.records import Finding, Tick
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,6 +88,22 @@ def test_data_use_refuses_a_collection_that_is_not_there(project):
 )
 def test_durations_are_read_at_a_glance(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_sign_of_trouble_is_told_once_and_again_only_when_it_worsens(capsys):
+    view = TrainingView(Console())
+    plain = Tick(
+        step=1, images_seen=8, images_total=80, seconds=1.0, images_per_second=8.0, eta_seconds=9.0,
+        memory_gib=0.5, scalars={}, samples=None, checkpoint=False,
+    )  # fmt: skip
+    for severity in ("warning", "warning", "notice", "critical", "critical"):
+        slow = Finding(kind="slow", severity=severity, sentence="2 found.", advice=("wait", "train.batch"))
+        view.tick(plain.model_copy(update={"findings": (slow,)}))
+    told = [line for line in capsys.readouterr().err.splitlines() if "slow" in line]
+    assert told == [
+        "warning: slow: 2 found. Try: wait; train.batch.",
+        "critical: slow: 2 found. Try: wait; train.batch.",
+    ]
 
 
 def test_help_is_quick():

@@ -23,7 +23,7 @@ from rich.table import Table
 from dr_platform.errors import DrpError, StoppedError
 
 if TYPE_CHECKING:
-    from dr_platform.records import Tick
+    from dr_platform.records import Severity, Tick
     from dr_platform.training.plan import TrainPlan
     from dr_platform.training.report import Progress as TrainingProgress
 
@@ -104,6 +104,7 @@ class TrainingView:
         self._console = console
         self._open = False
         self._start = time.monotonic()
+        self._told: dict[str, Severity] = {}
 
     def start(self, plan: TrainPlan) -> None:
         """Say what is about to be trained."""
@@ -130,7 +131,9 @@ class TrainingView:
         self._open = True
 
     def tick(self, tick: Tick) -> None:
-        """A lasting line with the tick's means."""
+        """A lasting line with the tick's means, and one for each sign of trouble that is new or has become worse."""
+        from dr_platform.training.health import news
+
         self.clear()
         value = tick.scalars.get
         norms = "/".join(f"{value(f'gradient/{name}', float('nan')):.2g}" for name in ("generator", "discriminator"))
@@ -142,6 +145,10 @@ class TrainingView:
             f"{tick.images_per_second:.1f} img/s  {tick.memory_gib:.1f} GiB  {duration(tick.eta_seconds)} left"
             + ("  checkpoint" if tick.checkpoint else "")
         )
+        for finding in news(self._told, tick.findings):
+            self._console.say(
+                f"{finding.severity}: {finding.kind}: {finding.sentence} Try: {'; '.join(finding.advice)}."
+            )
 
     def clear(self) -> None:
         """Take the refreshed line away."""

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dr_platform import __version__
-from dr_platform.cli import data, models, profile, road, tools
+from dr_platform.cli import data, models, plan, profile, road, tools
 from dr_platform.cli.console import one_line_errors
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ for command in (
     road.demo,
     road.init,
     road.status,
+    plan.plan,
     road.train,
     road.promote,
     road.transfer,

@@ -18,10 +18,13 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from dr_platform.errors import RegistryError
 from dr_platform.records import EvalReport, Tick
 from dr_platform.tracking.words import FAILURES, clean, first_line, flat, in_one_line, masked
+from dr_platform.training.health import worst
 
 logger = logging.getLogger(__name__)
 
 RUN_TAG = "drp.run"
+HEALTH_TAG = "health"
+HEALTH_FILE = "health.json"
 _BATCH = 100  # most parameters MLflow takes at once
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -67,6 +70,7 @@ class Runs:
         self._experiment_id = experiment_id
         self._waiting: dict[str, list[Tick]] = {}
         self._logged_to: dict[str, int] = {}
+        self._health: dict[str, tuple[tuple[str, str], ...]] = {}
 
     @property
     def address(self) -> str:
@@ -125,6 +129,7 @@ class Runs:
     def log_tick(self, run_id: str, tick: Tick) -> None:
         """Log a tick over images seen; one that was logged before, as after a restart, is passed over.
 
+        The tag `health` says the worst of the tick's findings ("healthy" without any), `health.json` all of them.
         Never raises for a server that is away: the tick waits in this process and goes out with the next one.
         """
         waiting = self._waiting.setdefault(run_id, [])
@@ -145,7 +150,25 @@ class Runs:
                 values = {**tick.scalars, "images_per_second": tick.images_per_second, "memory_gib": tick.memory_gib}
                 self._log_values(run_id, values, tick.images_seen)
                 self._logged_to[run_id] = tick.images_seen
+                self._log_health(run_id, tick)
             waiting.pop(0)
+
+    def _log_health(self, run_id: str, tick: Tick) -> None:
+        """Tag the run and keep the findings, when kinds or severities changed: a tick has numbers of its own."""
+        state = tuple((finding.kind, finding.severity) for finding in tick.findings)
+        if self._health.get(run_id) == state:
+            return
+        gravest = worst(tick.findings)
+        said = f"{gravest.severity}: {gravest.kind}" if gravest else "healthy"
+        content = {"images_seen": tick.images_seen, "findings": [item.model_dump() for item in tick.findings]}
+        try:
+            self._client.set_tag(run_id, HEALTH_TAG, said)
+            self._client.log_dict(run_id, content, HEALTH_FILE)
+        except FAILURES as error:
+            # The next tick says it again; numbers must not wait for it.
+            logger.warning("The health of the run was not sent to the tracking server: %s", first_line(error))
+        else:
+            self._health[run_id] = state
 
     def _log_values(self, run_id: str, values: Mapping[str, float], step: int, model_id: str | None = None) -> None:
         now = int(time.time() * 1000)

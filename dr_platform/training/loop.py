@@ -25,13 +25,14 @@ from dr_platform.data.partition import Stream
 from dr_platform.errors import TrainingError
 from dr_platform.gan import blur_sigma, ema_beta, update_ema
 from dr_platform.records import Tick
-from dr_platform.training import averages
+from dr_platform.training import averages, health
 from dr_platform.training.batches import Batches
 from dr_platform.training.group import Group
 from dr_platform.training.plan import CHECKPOINTS
-from dr_platform.training.report import Progress, Reporter
+from dr_platform.training.report import Progress, Reporter, read_ticks
 from dr_platform.training.state import TrainingState
 from dr_platform.training.step import Players, Scalars, View, gradient_norm
+from dr_platform.training.vitals import watching
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ def train(job: Job, state: TrainingState, images: ImageSet, group: Group, report
     """Train from `state` to the length of the job; returns False if asked to stop before (see `STOP_FILE`).
 
     Commits checkpoints under `job.run_directory / CHECKPOINTS`. Raises TrainingError, on every worker alike, if a
-    gradient is not finite (naming step and phase) or a checkpoint cannot be written.
+    gradient is not finite (naming step and phase), a checkpoint cannot be written, or a tick is critical and
+    `config.stop_when_unhealthy` (after a checkpoint).
     """
     config = job.config
     size = partition.micro_batch_size(config.batch, group.world, config.mbstd_group, job.batch_per_worker)
@@ -79,8 +81,10 @@ def train(job: Job, state: TrainingState, images: ImageSet, group: Group, report
     batches = Batches(config, images, state.generator.num_ws, mine, group.device)
     clock = _Clock(state.images_seen)
     reporter.resume(state.images_seen)
+    past = read_ticks(job.run_directory) if group.is_first else ()
+    monitor = health.Monitor(config, images.images, len(_GRID_SEEDS), past)
     if state.step == 0:
-        _draw_samples(state, group, reporter)
+        _draw_samples(state, group, reporter, monitor)
 
     while state.step < job.steps_total:
         # One step: the phases, the average of G, the counters.
@@ -96,15 +100,19 @@ def train(job: Job, state: TrainingState, images: ImageSet, group: Group, report
         tick_ends = done or state.step % job.steps_per_tick == 0
         ticks = state.step // job.steps_per_tick
         due = done or stop or (tick_ends and ticks % config.checkpoint_ticks == 0)
-        tick = None
+        tick, ill = None, False
         if tick_ends:
-            tick = clock.tick(state, job.images_total, _draw_samples(state, group, reporter), due)
+            tick = clock.tick(state, job.images_total, _draw_samples(state, group, reporter, monitor), due)
             state.totals = {}
+            tick, ill = _judged(tick, config, state, group, monitor)
+            due = due or ill
         # The tick first: a crash in between then repeats it, where the other order would lose it.
         if tick is not None and group.is_first:
             reporter.tick(tick)
         if due:
             commit(job, state, group, complete=done)
+        if tick is not None and ill and not done:
+            raise TrainingError(health.reason_to_stop(tick.findings))
         if stop and not done:
             return False
     return True
@@ -225,14 +233,28 @@ def _add_totals(state: TrainingState, scalars: Scalars, group: Group) -> None:
         state.totals[name] = (total + value, count + scalars.counts[name] * group.world)
 
 
-def _draw_samples(state: TrainingState, group: Group, reporter: Reporter) -> str | None:
+def _judged(
+    tick: Tick, config: TrainConfig, state: TrainingState, group: Group, monitor: health.Monitor
+) -> tuple[Tick, bool]:
+    """Rank 0's tick with its findings; and, on every worker alike, whether they are a reason to stop."""
+    if group.is_first:
+        tick = monitor.judge(tick, state.generator)
+    if not config.stop_when_unhealthy:
+        return tick, False
+    ill = group.any(any(finding.severity == "critical" for finding in tick.findings))
+    return tick.model_copy(update={"checkpoint": tick.checkpoint or ill}), ill
+
+
+def _draw_samples(state: TrainingState, group: Group, reporter: Reporter, monitor: health.Monitor) -> str | None:
     if not group.is_first:
         return None
     generator, seeds = state.generator_ema, list(_GRID_SEEDS)
     classes, labels = generator.mapping.c_dim, None
     if classes:  # the first rows show the first class, and so on
         labels = np.eye(classes)[np.arange(len(seeds)) * classes // len(seeds)]
-    images = sampling.sample_images(generator, seeds, psi=1.0, batch=8, labels=labels)
+    with watching(generator) as outputs:
+        images = sampling.sample_images(generator, seeds, psi=1.0, batch=8, labels=labels)
+    monitor.look(images, outputs)
     return reporter.samples(f"images-{state.images_seen:09d}.png", images)
 
 

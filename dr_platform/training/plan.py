@@ -100,7 +100,7 @@ def make_plan(params: Params, prepared_root: Path, storage: Path, initial: Initi
     images = chosen[prepare.grade]
     config_sha256 = files.sha256_json(
         {
-            "train": config.model_dump(mode="json"),
+            "train": config.identity(),
             "resolution": images.resolution,
             "initial": initial.sha256 if initial else None,
         }

@@ -25,9 +25,7 @@ def work(plan: TrainPlan, group: Group, reporter: Reporter | None = None) -> boo
     Returns False if the training was asked to stop before its end. Bitwise reproducible on the CPU for a given number
     of workers and threads.
     """
-    torch.set_num_threads(plan.threads)
-    torch.backends.cuda.matmul.allow_tf32 = plan.config.tf32
-    torch.backends.cudnn.allow_tf32 = plan.config.tf32
+    settle_process(plan.threads, plan.config.tf32)
     images = plan.load()
     if images.sha256 != plan.data_sha256:
         raise DataError("The prepared images changed after the training was planned. Run the command again.")
@@ -44,6 +42,15 @@ def work(plan: TrainPlan, group: Group, reporter: Reporter | None = None) -> boo
     if reporter is None:
         reporter = DirectoryReporter(plan.run_directory) if group.is_first else SilentReporter()
     return loop.train(job, state, images, group, reporter)
+
+
+def settle_process(threads: int, tf32: bool) -> None:
+    """Settings of a process that trains, or rehearses a training."""
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    # Shapes do not change from step to step, so the fastest algorithm for each is worth looking for.
+    torch.backends.cudnn.benchmark = True
 
 
 def _description(plan: TrainPlan) -> dict[str, Any]:

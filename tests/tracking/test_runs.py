@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
-from tracking_samples import Trained, tick_at
+from tracking_samples import Trained, finding, tick_at
 
 from dr_platform.tracking import Tracker
 
@@ -133,3 +134,33 @@ def test_a_report_logged_again_adds_no_point(tracker: Tracker, trained: Trained)
         tracker.log_report(run, trained.report)
     history = tracker._client.get_metric_history(run, "fid__small")
     assert [(metric.step, metric.value) for metric in history] == [(160, 41.5)]
+
+
+def test_the_health_of_a_run_is_its_worst_finding_now(tracker: Tracker) -> None:
+    run = tracker.run_for("a", {})
+    slow, dead = finding("slow", "warning"), finding("dead-layer", "critical")
+    said = []
+    for images, findings in ((800, ()), (1600, (dead, slow)), (2400, (slow,)), (3200, ())):
+        tracker.log_tick(run, tick_at(images).model_copy(update={"findings": findings}))
+        said.append(stored(tracker, run).data.tags["health"])
+    assert said == ["healthy", "critical: dead-layer", "warning: slow", "healthy"]
+
+
+def test_the_findings_are_kept_with_their_numbers_and_advice(tracker: Tracker) -> None:
+    run = tracker.run_for("a", {})
+    slow = finding("slow", "warning")
+    tracker.log_tick(run, tick_at(800).model_copy(update={"findings": (slow,)}))
+    kept = json.loads(Path(tracker._client.download_artifacts(run, "health.json")).read_text())
+    assert kept == {"images_seen": 800, "findings": [slow.model_dump(mode="json")]}
+
+
+def test_numbers_do_not_wait_for_the_health_that_could_not_be_said(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tracker.run_for("a", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker._client, "set_tag", lambda *_: (_ for _ in ()).throw(ConnectionError()))
+        tracker.log_tick(run, tick_at(800))
+    assert losses(tracker, run) == [(800, 1.0)]
+    tracker.log_tick(run, tick_at(1600))
+    assert stored(tracker, run).data.tags["health"] == "healthy"

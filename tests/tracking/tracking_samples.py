@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_platform import checkpoint as checkpoints
-from dr_platform.records import Checkpoint, EvalReport, Extractor, Metric, Tick
+from dr_platform.records import Checkpoint, EvalReport, Extractor, Finding, Metric, Severity, Tick
 
 SHA = "ab" * 32
 
@@ -46,3 +46,7 @@ def tick_at(images_seen: int, loss: float = 1.0) -> Tick:
         step=images_seen // 16, images_seen=images_seen, images_total=8000, seconds=1.0, images_per_second=160.0,
         eta_seconds=9.0, memory_gib=0.5, scalars={"loss/generator": loss}, samples=None, checkpoint=False,
     )  # fmt: skip
+
+
+def finding(kind: str, severity: Severity) -> Finding:
+    return Finding(kind=kind, severity=severity, sentence="2.1 found, 5 needed.", advice=("raise train.gamma",))
