@@ -247,7 +247,9 @@ class TransferConfig(Section):
     """Training on another grade from a registered model's weights."""
 
     targets: list[Grade] = Field(description="Grades with a transfer stage; `drp transfer --to` adds to them.")
-    parent: str | None = Field(description="Where weights come from: NAME/VERSION, set by `drp transfer`.")
+    parent: str | None = Field(
+        description="Where weights come from: NAME/VERSION, set by `drp transfer`, or imported/NAME."
+    )
     kimg: PositiveFloat = Field(description="Length of the transfer training, kimg.")
     freeze_discriminator: Annotated[int, Field(ge=0, le=100)] = Field(
         description="First layers of D kept as they start."

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dr_platform import __version__, checkpoint, files, grid, road, sampling
+from dr_platform import __version__, checkpoint, files, grid, published, road, sampling
 from dr_platform.errors import ConfigError
 from dr_platform.gan import Generator
 from dr_platform.road import Project
@@ -49,9 +49,10 @@ def generate(
 ) -> int:
     """Write one PNG per seed and a contact sheet of the first ones into `out`; returns how many images.
 
-    model: NAME (its champion), NAME/VERSION, or a checkpoint directory. Raises RegistryError or CheckpointError if the
-    model is not there or its weights are not the recorded ones, ConfigError for a psi that is no number or a grade that
-    the model does not draw. grade: of a conditional model; None: that which it was trained for first.
+    model: NAME (its champion), NAME/VERSION, or a directory: of a checkpoint, or of imported networks.
+    grade: of a conditional model; None: that which it was trained for first.
+    Raises RegistryError or CheckpointError if the model is not there or its weights are not the recorded ones,
+    ConfigError for a psi that is no number or a grade that the model does not draw.
     """
     if not -2 <= psi <= 2:
         raise ConfigError(f"--psi is {psi}. Use a number from 0 (the average image) to 1 (no truncation).")
@@ -86,6 +87,9 @@ def _load(project: Project, model: str, grade: int | None) -> tuple[Generator, d
         name, weights = record.run, record.files[checkpoint.GENERATOR_FILE].sha256
         if grade is not None:
             road.draw_grade(generator, record.classes or (record.grade,), grade)
+    elif road.is_imported(project, model):
+        imported, generator = road.read_imported(project.root / model)
+        name, weights = f"{model} ({imported.licence})", imported.files[published.GENERATOR_FILE].sha256
     else:
         name, weights, generator = road.read_registered(project, model, grade)
     return generator, {

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dr_platform import files
-from dr_platform.errors import DataError, DrpError
+from dr_platform.errors import CheckpointError, DataError, DrpError
 
 Visibility = Literal["public", "proprietary"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -203,6 +203,24 @@ class Finding(BaseModel):
     advice: tuple[str, ...] = Field(description="What to try, naming keys of params.yaml.")
 
 
+class Imported(Record):
+    """`imported.json`: networks that came from a published pickle, and where they came from."""
+
+    sealed: ClassVar[bool] = True
+    remedy: ClassVar[str] = "Run: drp import FILE.pkl"
+    failure: ClassVar[type[DrpError]] = CheckpointError
+
+    source: str = Field(description="Name of the file.")
+    source_sha256: Digest
+    licence: str = Field(description="What the weights may be used for.")
+    generator: dict[str, Any] | None = Field(description="Keyword arguments that rebuild G, if it is a StyleGAN3.")
+    stylegan2_generator: dict[str, Any] | None = Field(
+        description="Published arguments of a G that we have no form of."
+    )
+    discriminator: dict[str, Any] | None = Field(description="Keyword arguments that rebuild D.")
+    files: dict[str, StoredFile]
+
+
 class Tick(Record):
     """What a training reports once per tick; one line of `ticks.jsonl`."""
 
@@ -307,7 +325,7 @@ class TransferPlan(Record):
 
     parent: str
     parent_weights_sha256: Digest
-    source_grade: int
+    source_grade: int | None = Field(description="None where the parent was imported.")
     target_grade: int
     copied: tuple[str, ...]
     fresh: tuple[str, ...]

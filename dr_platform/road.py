@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from dr_platform import checkpoint, files
 from dr_platform.config import Params, Visibility, load_params
 from dr_platform.errors import CheckpointError, ConfigError, RegistryError
-from dr_platform.records import Checkpoint, Collection, Decision, EvalReport, Manifest, Registration, Tick
+from dr_platform.records import Checkpoint, Collection, Decision, EvalReport, Imported, Manifest, Registration, Tick
 
 if TYPE_CHECKING:
     from dr_platform.gan import Generator
@@ -362,10 +362,12 @@ def _initial_weights(project: Project, tracker: Tracker) -> InitialWeights:
     from dr_platform.training.plan import InitialWeights
 
     parent = project.params.transfer.parent
+    if parent is not None and is_imported(project, parent):
+        return _imported_weights(project, parent)
     if parent is None or parent.rpartition("/")[2].isdigit() is False:
         raise ConfigError(
             f"transfer.parent is {parent!r}, but a transfer starts from a model version. "
-            f"Run: drp transfer --to {project.grade}, or set it to NAME/VERSION."
+            f"Run: drp transfer --to {project.grade}, or set it to NAME/VERSION or to a directory that drp import made."
         )
     name, _, number = parent.rpartition("/")
     directory = project.storage / "initial" / f"{name}-{number}-to-dr{project.grade}"
@@ -378,6 +380,59 @@ def _initial_weights(project: Project, tracker: Tracker) -> InitialWeights:
         source_grade=loaded.grade,
         generator=safetensors.torch.load_file(loaded.weights),
         discriminator=safetensors.torch.load_file(source / "discriminator.safetensors") if source else None,
+    )
+    return InitialWeights(directory=directory, parent=parent, sha256=plan.parent_weights_sha256)
+
+
+def is_imported(project: Project, name: str) -> bool:
+    """Whether `name`, relative to the project, is a directory that `drp import` made."""
+    from dr_platform import published
+
+    return (project.root / name / published.RECORD_FILE).is_file()
+
+
+def read_imported(directory: Path) -> tuple[Imported, Generator]:
+    """The verified record of imported networks, and their averaged generator, ready to draw.
+
+    Raises CheckpointError if a file is not the recorded one, or if the generator is not of a form that we have.
+    """
+    import safetensors.torch
+
+    from dr_platform import published
+    from dr_platform.gan import Generator
+
+    record = published.verify(directory)
+    if record.generator is None:
+        raise CheckpointError(
+            f"{directory} has no StyleGAN3 generator, and this platform draws from no other. "
+            "Its discriminator may start a training: set transfer.parent."
+        )
+    weights = safetensors.torch.load_file(directory / published.GENERATOR_FILE)
+    return record, restore_generator(Generator(**record.generator), weights)
+
+
+def _imported_weights(project: Project, parent: str) -> InitialWeights:
+    """The weights of imported networks as the start of a transfer."""
+    import safetensors.torch
+
+    from dr_platform import published, transfer
+    from dr_platform.training.plan import InitialWeights
+
+    source = project.root / parent
+    record = published.verify(source)
+    found = {
+        name: safetensors.torch.load_file(source / name)
+        for name in (published.GENERATOR_FILE, published.DISCRIMINATOR_FILE)
+        if name in record.files
+    }
+    directory = project.storage / "initial" / f"{parent.replace('/', '-')}-to-dr{project.grade}"
+    plan = transfer.plan_transfer(
+        project.params,
+        directory,
+        parent=parent,
+        source_grade=None,
+        generator=found.get(published.GENERATOR_FILE, {}),
+        discriminator=found.get(published.DISCRIMINATOR_FILE),
     )
     return InitialWeights(directory=directory, parent=parent, sha256=plan.parent_weights_sha256)
 

@@ -32,7 +32,7 @@ def plan_transfer(
     directory: Path,
     *,
     parent: str,
-    source_grade: int,
+    source_grade: int | None,
     generator: Tensors,
     discriminator: Tensors | None,
 ) -> TransferPlan:
@@ -50,7 +50,8 @@ def plan_transfer(
     target_g, target_d = build_networks(params.train, params.prepare.resolution)
     kept_g, fresh_g = _split(generator, target_g)
     kept_d, fresh_d = _split(discriminator or {}, target_d)
-    if not any(name in dict(target_g.named_parameters()) for name in kept_g):
+    shared = {f"G.{name}" for name in kept_g} & {f"G.{name}" for name, _ in target_g.named_parameters()}
+    if not shared and not (kept_d and not generator):
         raise ConfigError(
             f"{parent}'s generator shares no weights with the one that params.yaml describes. "
             "Set train: to the parent's architecture; `drp models show` prints it."

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dr_platform import __version__
-from dr_platform.cli import data, models, plan, profile, road, tools
+from dr_platform.cli import data, models, plan, profile, road, tools, weights
 from dr_platform.cli.console import one_line_errors
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ for command in (
     tools.doctor,
 ):
     app.command()(command)
+app.command("import")(weights.import_networks)
 
 
 def _keep_examples(group: typer.Typer) -> None:

@@ -147,7 +147,8 @@ def promote(
 def transfer(
     to: Annotated[list[int], typer.Option("--to", min=0, max=4, help="Target grade; may be given several times.")],
     parent: Annotated[
-        str | None, typer.Option(help="Model version to start from, NAME/VERSION; default: the champion.")
+        str | None,
+        typer.Option(help="Model to start from: NAME/VERSION, or what drp import made; default: the champion."),
     ] = None,
 ) -> None:
     """Train on other grades, starting from the champion's weights.
@@ -230,6 +231,7 @@ def _transfer(console: Console, project: Project, targets: list[int], parent: st
     """Set the targets and the parent in params.yaml and run their stages; whether anything changed."""
     from dr_platform import lineage, profiles
     from dr_platform.errors import ConfigError, RegistryError
+    from dr_platform.road import is_imported
 
     if project.grade in targets:
         raise ConfigError(
@@ -241,7 +243,7 @@ def _transfer(console: Console, project: Project, targets: list[int], parent: st
         if champion is None:
             raise RegistryError(f"{project.model_name} has no champion to start from. Run: drp promote latest")
         parent = f"{project.model_name}/{champion}"
-    else:
+    elif not is_imported(project, parent):
         name, _, wanted = parent.rpartition("/") if "/" in parent else (parent, "", "champion")
         parent = f"{name}/{tracker.resolve(name, wanted)}"
     console.say(f"starting from {parent}")

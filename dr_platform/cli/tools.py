@@ -11,7 +11,9 @@ from dr_platform.cli.console import Console
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="NAME (its champion), NAME/VERSION, or a checkpoint directory.")],
+    model: Annotated[
+        str, typer.Argument(help="NAME (its champion), NAME/VERSION, or the directory of a checkpoint or import.")
+    ],
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0-63 or 1,5,9-12.")] = "0-15",
     grade: Annotated[
         int | None, typer.Option(min=0, max=4, help="Grade that a conditional model draws; default: its first.")

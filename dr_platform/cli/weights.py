@@ -1,0 +1,42 @@
+"""drp import: networks from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dr_platform.cli.console import Console
+
+
+def import_networks(
+    file: Annotated[Path, typer.Argument(help="A network pickle of StyleGAN3 or StyleGAN2-ADA (PyTorch).")],
+    name: Annotated[str | None, typer.Option(help="Directory under imported/; default: the file's name.")] = None,
+) -> None:
+    """Import published networks from a pickle, without running the code that it carries.
+
+    Writes their weights as safetensors into imported/NAME, to draw from and to start a transfer. A pickle that asks for
+    anything but networks is refused. Published weights keep their licence, which the record names.
+
+    Examples:
+      drp import stylegan3-t-ffhqu-256x256.pkl
+      drp generate imported/stylegan3-t-ffhqu-256x256 --seeds 0-15
+      drp transfer --to 2 --parent imported/stylegan3-t-ffhqu-256x256
+    """
+    from dr_platform import published
+    from dr_platform.errors import ConfigError
+    from dr_platform.road import Project
+
+    console, project = Console(), Project.here()
+    name = file.stem if name is None else name
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise ConfigError(f"--name is {name!r}. Give a plain name for the directory under imported/.")
+    target = project.root / "imported" / name
+    record = published.import_file(file, target)
+    for kind, found in (("generator", record.generator), ("discriminator", record.discriminator)):
+        if found:
+            console.result(f"imported/{name}: {kind}, {found['img_resolution']} px, {found['c_dim']} labels")
+    if record.stylegan2_generator is not None:
+        console.result(f"imported/{name}: a StyleGAN2 generator, kept as tensors; this platform cannot draw from it")
+    console.say(record.licence)

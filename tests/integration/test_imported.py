@@ -1,0 +1,69 @@
+"""Imported networks on the command line: drawn from, and the start of a transfer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from small_project import assert_one_line_error, drp, make_project
+from test_published import hostile, modules, pickled  # noqa: F401  the fixture and the pickles
+
+from dr_platform import road
+from dr_platform.config import load_params
+from dr_platform.records import TransferPlan
+from dr_platform.sampling import sample_images
+
+
+@pytest.fixture
+def project(tmp_path, modules):  # noqa: F811
+    root = make_project(tmp_path / "project", transfer={"targets": [2], "parent": "imported/snapshot"})
+    path = pickled(tmp_path)
+    done = drp(root, "import", str(path), "--name", "snapshot")
+    assert done.returncode == 0, done.stderr
+    assert "generator, 16 px, 0 labels" in done.stdout
+    assert "non-commercial use only" in done.stderr
+    return root
+
+
+def test_images_of_an_imported_generator_are_those_of_the_original(project):
+    done = drp(project, "generate", "imported/snapshot", "--seeds", "0-3", "--out", "samples")
+    assert done.returncode == 0, done.stderr
+    expected = sample_images(pickled.networks[0], range(4))
+    found = [Image.open(project / "samples" / f"seed{seed:010d}.png") for seed in range(4)]
+    assert np.array_equal(np.stack([np.array(image) for image in found]), expected)
+    assert "non-commercial" in found[0].text["Model"]
+
+
+def test_a_transfer_starts_from_both_networks(project):
+    here = road.Project(project, load_params(project)).for_grade(2)
+    initial = road._initial_weights(here, here.tracker())
+    plan = TransferPlan.read(initial.directory / "transfer.json")
+    assert (plan.parent, plan.source_grade, plan.target_grade, plan.fresh) == ("imported/snapshot", None, 2, ())
+    G, D = pickled.networks
+
+    weights = safetensors.torch.load_file(initial.directory / "generator.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in G.state_dict().items())
+    weights = safetensors.torch.load_file(initial.directory / "discriminator.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in D.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["global", "nested-stream", "truncated", "memo-with-holes"])
+def test_a_hostile_pickle_is_one_line_and_leaves_nothing(tmp_path, name):
+    root = make_project(tmp_path / "project")
+    path = Path(tmp_path / "network.pkl")
+    path.write_bytes(hostile(str(tmp_path / "canary"))[name])
+    done = drp(root, "import", str(path))
+    assert_one_line_error(done, "network.pkl")
+    assert not (tmp_path / "canary").exists()
+    assert not (root / "imported").exists()
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
+    root = make_project(tmp_path / "project")
+    assert_one_line_error(drp(root, "import", sys.executable, "--name", name), "Give a plain name")

@@ -1,0 +1,348 @@
+"""Published pickles: read to the last weight, and hostile ones refused in one line with nothing run or written."""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+import pickletools
+import struct
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from small_networks import CRITIC, GENERATORS
+from torch import nn
+
+from dr_platform import published
+from dr_platform.errors import CheckpointError
+from dr_platform.gan import Discriminator, Generator
+
+SOURCE = "import os\nos.makedirs({canary!r})\nraise SystemExit('the source ran')\n"
+
+
+class Persistent:
+    """What the published persistence layer makes of a module: source text, class, state."""
+
+    def __init__(self, module: nn.Module, kwargs: dict[str, Any] | None, class_name: str, source: str) -> None:
+        buffers = {name: value for name, value in module._buffers.items() if value is not None}
+        self.meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": source,
+            "class_name": class_name,
+            "state": {
+                "training": False,
+                "_parameters": collections.OrderedDict(module._parameters),
+                "_buffers": collections.OrderedDict(buffers),
+                "_non_persistent_buffers_set": set(),
+                "_modules": collections.OrderedDict(
+                    (name, Persistent(below, None, type(below).__name__, source))
+                    for name, below in module._modules.items()
+                    if below is not None
+                ),
+                "cutoff": np.float64(2.5),
+                "sizes": np.arange(4),
+                **({} if kwargs is None else {"_init_args": (), "_init_kwargs": easy(kwargs)}),
+            },
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (self.meta,)
+
+
+def easy(values: dict[str, Any]) -> Any:
+    return sys.modules["dnnlib.util"].EasyDict(
+        {name: easy(value) if isinstance(value, dict) else value for name, value in values.items()}
+    )
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """The names that published pickles carry, as far as pickling needs them."""
+
+    def _reconstruct_persistent_obj(meta: Any) -> Any:
+        raise AssertionError("the pickle's own code must never run")
+
+    class EasyDict(dict):
+        pass
+
+    for module, member in (("torch_utils.persistence", _reconstruct_persistent_obj), ("dnnlib.util", EasyDict)):
+        member.__module__, member.__qualname__ = module, member.__name__
+        parent = types.ModuleType(module.partition(".")[0])
+        inner = types.ModuleType(module)
+        setattr(inner, member.__name__, member)
+        monkeypatch.setitem(sys.modules, parent.__name__, parent)
+        monkeypatch.setitem(sys.modules, module, inner)
+
+
+def randomised(network: nn.Module) -> Any:
+    source = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=source) * 0.1)
+    return network.eval()
+
+
+def pickled(tmp_path: Path, protocol: int = 4, generator: dict[str, Any] | None = None, **extra: Any) -> Path:
+    """A snapshot as the published loop writes it."""
+    canary = str(tmp_path / "canary")
+    source = SOURCE.format(canary=canary)
+    kwargs = generator or GENERATORS["T"][0]
+    ours = generator_arguments(kwargs)
+    torch.manual_seed(0)
+    G, D = randomised(Generator(**ours)), randomised(Discriminator(**critic_arguments(CRITIC)))
+    snapshot = {
+        "G": Persistent(Generator(**ours), kwargs, "Generator", source),
+        "D": Persistent(D, CRITIC, "Discriminator", source),
+        "G_ema": Persistent(G, kwargs, "Generator", source),
+        "augment_pipe": None,
+        "training_set_kwargs": easy(
+            {"class_name": "training.dataset.ImageFolderDataset", "path": "/secret/images.zip"}
+        ),
+        **extra,
+    }
+    path = tmp_path / "network-snapshot-000100.pkl"
+    path.write_bytes(pickle.dumps(snapshot, protocol=protocol))
+    pickled.networks = (G, D)
+    return path
+
+
+def generator_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    from dr_platform.gan import official
+
+    return official._translate(kwargs, Generator, official._GENERATOR_RENAMED, official._GENERATOR_FIXED)
+
+
+def critic_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    from dr_platform.gan import official
+
+    return official._translate(kwargs, Discriminator, official._DISCRIMINATOR_RENAMED, official._DISCRIMINATOR_FIXED)
+
+
+def contents(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*")}
+
+
+# --- What is read -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_every_weight_arrives(modules, tmp_path, protocol, name):
+    kwargs, c_dim = GENERATORS[name]
+    path = pickled(tmp_path, protocol, kwargs)
+    record = published.import_file(path, tmp_path / "out")
+    G, D = pickled.networks
+    again = Generator(**record.generator)
+    again.load_state_dict(safetensors.torch.load_file(tmp_path / "out" / published.GENERATOR_FILE))
+    z = torch.randn(2, G.z_dim)
+    c = torch.eye(c_dim)[:2] if c_dim else None
+    assert torch.equal(again(z, c), G(z, c))
+    critic = Discriminator(**record.discriminator)
+    critic.load_state_dict(safetensors.torch.load_file(tmp_path / "out" / published.DISCRIMINATOR_FILE))
+    images = torch.randn(4, 3, 16, 16)
+    assert torch.equal(critic(images), D(images))
+    assert published.verify(tmp_path / "out") == record
+    assert not (tmp_path / "canary").exists()
+
+
+def test_nothing_but_networks_is_kept(modules, tmp_path):
+    path = pickled(tmp_path)
+    published.import_file(path, tmp_path / "out")
+    kept = b"".join(file.read_bytes() for file in (tmp_path / "out").iterdir())
+    assert b"secret" not in kept
+    assert b"the source ran" not in kept
+    assert b"non-commercial" in kept
+
+
+def test_a_stylegan2_generator_is_kept_as_tensors_and_its_critic_serves(modules, tmp_path):
+    other = nn.Module()
+    other.const = nn.Parameter(torch.ones(4, 4))
+    kwargs = {"z_dim": 512, "synthesis_kwargs": {"channel_base": 16384}}
+    path = pickled(
+        tmp_path, G_ema=Persistent(other, kwargs, "Generator", ""), G=Persistent(other, kwargs, "Generator", "")
+    )
+    record = published.import_file(path, tmp_path / "out")
+    assert record.generator is None
+    assert record.stylegan2_generator == kwargs
+    assert record.discriminator["img_resolution"] == 16
+    assert torch.equal(
+        safetensors.torch.load_file(tmp_path / "out" / "stylegan2_generator.safetensors")["const"], torch.ones(4, 4)
+    )
+
+
+def test_a_changed_weight_of_an_import_is_noticed(modules, tmp_path):
+    published.import_file(pickled(tmp_path), tmp_path / "out")
+    victim = tmp_path / "out" / published.GENERATOR_FILE
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"generator_ema.safetensors is missing or damaged"):
+        published.verify(tmp_path / "out")
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+class Calls:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def inner_stream(canary: str) -> bytes:
+    stream = io.BytesIO()
+    torch.save(Calls(eval, f"__import__('os').makedirs({canary!r})"), stream, _use_new_zipfile_serialization=False)
+    return stream.getvalue()
+
+
+def persistent(state: Any) -> bytes:
+    """A call of the reconstruction with any state."""
+    return pickle.dumps({"type": "class", "class_name": "G", "module_src": "", "state": state}, protocol=2)[2:-1]
+
+
+def reconstructing(meta: bytes) -> bytes:
+    """{"G_ema": <network of this meta>} written by hand."""
+    return b"\x80\x02}X\x05\x00\x00\x00G_emactorch_utils.persistence\n_reconstruct_persistent_obj\n" + meta + b"\x85Rs."
+
+
+def tensor_of(size: tuple[Any, ...], stride: tuple[Any, ...], offset: Any = 0, numbers: int = 4) -> Any:
+    return Calls(
+        torch._utils._rebuild_tensor_v2,
+        torch.storage.TypedStorage(
+            wrap_storage=torch.zeros(numbers).untyped_storage(), dtype=torch.float32, _internal=True
+        ),
+        offset, size, stride, False, collections.OrderedDict(),
+    )  # fmt: skip
+
+
+def network_with(value: Any) -> bytes:
+    """A network whose one parameter is `value`."""
+    state = {"_parameters": {"weight": value}, "_buffers": {}, "_modules": {}, "_init_kwargs": {}, "_init_args": ()}
+    return reconstructing(persistent(state))
+
+
+def hostile(canary: str) -> dict[str, bytes]:
+    run = f"__import__('os').makedirs({canary!r})"
+    text = b"X" + struct.pack("<I", len(run)) + run.encode()
+    directory = b"X" + struct.pack("<I", len(canary)) + canary.encode()
+    return {
+        "global": b"cos\nmakedirs\n(" + directory + b"tR.",
+        "stack-global": b"\x80\x04\x8c\x02os\x8c\x08makedirs\x93" + directory + b"\x85R.",
+        "inst": b"(" + directory + b"ios\nmakedirs\n.",
+        "obj": b"(cos\nmakedirs\n" + directory + b"o.",
+        "newobj": b"\x80\x02cbuiltins\neval\n" + text + b"\x85\x81.",
+        "newobj-ex": b"\x80\x04cbuiltins\neval\n" + text + b"\x85}\x92.",
+        "extension": b"\x80\x02\x82\x01.",
+        "persistent": b"Pwhatever\n.",
+        "eval": pickle.dumps(Calls(eval, run)),
+        "getattr": b"cbuiltins\ngetattr\n(cos\nmakedirs\nX\x04\x00\x00\x00__call__tR.",
+        "attribute-of-an-allowed-one": b"\x80\x04\x8c\x17torch_utils.persistence"
+        b"\x8c\x1c_reconstruct_persistent_obj.x\x93.",
+        "torch-load": b"ctorch\nload\n(" + directory + b"tR.",
+        "nested-stream": b"ctorch.storage\n_load_from_bytes\n(B"
+        + struct.pack("<I", len(inner_stream(canary))) + inner_stream(canary) + b"tR.",
+        "state-on-a-function": b"ctorch._utils\n_rebuild_parameter\n}X\x08\x00\x00\x00__code__K\x01sb.",
+        "slots-on-a-function": b"ctorch._utils\n_rebuild_parameter\nN}X\x05\x00\x00\x00_callK\x01s\x86b.",
+        "state-on-a-class": b"ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb.",
+        "state-on-a-network": reconstructing(persistent({}))[:-2] + b"}bs.",
+        "memo-with-holes": b"\x80\x02Nr\xff\xff\xff\x7f.",
+        "no-state": reconstructing(pickle.dumps({"type": "class"}, protocol=2)[2:-1]),
+        "state-is-a-list": reconstructing(persistent([1])),
+        "modules-that-are-none": reconstructing(persistent({"_modules": {"a": 3}, "_init_kwargs": {}})),
+        "no-arguments": reconstructing(persistent({"_parameters": {}})),
+        "names-that-are-none": reconstructing(persistent({"_parameters": {3: 4}, "_init_kwargs": {}})),
+        "stride-beyond-storage": network_with(tensor_of((2, 2), (1000, 1))),
+        "offset-beyond-storage": network_with(tensor_of((2,), (1,), 3)),
+        "negative-offset": network_with(tensor_of((2,), (1,), -1)),
+        "negative-size": network_with(tensor_of((-2,), (1,))),
+        "huge-size": network_with(tensor_of((2**40,), (1,))),
+        "huge-by-stride-0": network_with(tensor_of((2**15, 2**14), (0, 0))),
+        "size-and-stride-differ": network_with(tensor_of((2, 2), (1,))),
+        "size-of-floats": network_with(tensor_of((2.0,), (1,))),
+        "parameter-that-is-a-text": network_with("text"),
+        "array-of-objects": pickle.dumps({"x": np.array([object(), None], dtype=object)[1:]}, protocol=2),
+        "array-of-texts": pickle.dumps({"x": np.array(["a"])}, protocol=2),
+        "array-with-too-few-bytes": pickle.dumps(np.arange(4.0), protocol=2).replace(b"K\x04\x85", b"K\x09\x85"),
+        "truncated": pickle.dumps({"G": 1, "long": "x" * 100})[:-30],
+        "empty": b"",
+        "text": b"not a pickle at all",
+        "a-list": pickle.dumps([1, 2, 3]),
+        "no-networks": pickle.dumps({"weights": 1}),
+        "zip": b"PK\x03\x04" + b"\0" * 40,
+    }  # fmt: skip
+
+
+NAMES = sorted(hostile("x"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hostile_or_broken_pickle_is_refused_in_one_line_and_runs_nothing(tmp_path, name):
+    path = tmp_path / f"{name}.pkl"
+    path.write_bytes(hostile(str(tmp_path / "canary"))[name])
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        published.import_file(path, tmp_path / "out")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert path.name in message
+    assert contents(tmp_path) == before
+
+
+def test_the_hostile_ones_would_run_if_they_were_loaded(tmp_path):
+    """The test above is worth something only if they do: the plain loader falls for these."""
+    for name in ("global", "stack-global", "inst", "obj", "eval"):
+        canary = tmp_path / name
+        pickle.loads(hostile(str(canary))[name])
+        assert canary.is_dir(), name
+    canary = tmp_path / "nested"
+    torch.load(io.BytesIO(inner_stream(str(canary))), weights_only=False)
+    assert canary.is_dir()
+
+
+def test_endless_arguments_are_refused(modules, tmp_path):
+    endless: dict[str, Any] = {}
+    endless["self"] = endless
+    state = {"_parameters": {}, "_buffers": {}, "_modules": {}, "_init_kwargs": endless, "_init_args": ()}
+    path = tmp_path / "endless.pkl"
+    path.write_bytes(reconstructing(persistent(state)))
+    with pytest.raises(CheckpointError, match="no end"):
+        published.import_file(path, tmp_path / "out")
+
+
+def test_a_billion_laughs_take_no_memory(tmp_path):
+    """Nine lists of ten references to the one before: a thousand million items for whoever walks them."""
+    stream = b"\x80\x02]q\x00X\x02\x00\x00\x00haa"
+    for level in range(9):
+        stream += b"]" + b"q" + bytes([level + 1]) + b"(" + (b"h" + bytes([level])) * 10 + b"e"
+    path = tmp_path / "laughs.pkl"
+    path.write_bytes(stream + b".")
+    assert max(position for _, _, position in pickletools.genops(path.read_bytes())) < 500
+    with pytest.raises(CheckpointError, match="holds no networks"):
+        published.read(path)
+
+
+def test_weights_of_another_shape_are_named(modules, tmp_path):
+    kwargs = {**GENERATORS["T"][0], "w_dim": 16}
+    source = Persistent(Generator(**generator_arguments(GENERATORS["T"][0])), kwargs, "Generator", "")
+    path = pickled(tmp_path, G_ema=source)
+    with pytest.raises(
+        CheckpointError, match=r"the weights do not fit a Generator.*L0_36_8.affine.weight has shape \(8, 8\)"
+    ):
+        published.import_file(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"absent.pkl cannot be read: No such file"):
+        published.import_file(tmp_path / "absent.pkl", tmp_path / "out")
