@@ -1,11 +1,6 @@
-"""The operators of both networks: FIR resampling, filtered leaky ReLU, modulated convolution, fully connected layer.
+"""The operators of both networks: filtered leaky ReLU, modulated convolution, fully connected layer.
 
-Everything is plain differentiable torch, so gradients of any order work on every device. Nothing inserts zeros: a
-filter is applied as one depthwise convolution (transposed to upsample, strided to downsample) or, where a large
-upsampling factor would make that convolution sparse, as a banded matrix from the left and from the right. Which form is
-faster was measured on a CPU: a 12 x 12 depthwise convolution costs no more there than its two one-dimensional passes,
-since memory is the limit, while a GPU counts multiplications and takes the passes.
-
+Everything is plain differentiable torch, so gradients of any order work on every device; resampling is in `fir`.
 Constant gains are moved into filters where there are any: a leaky ReLU commutes with a positive factor.
 
 Axes: N batch, C, I, O channels, H, W pixels. Karras et al. 2021, "Alias-Free Generative Adversarial Networks", sec. 3.
@@ -13,7 +8,6 @@ Axes: N batch, C, I, O channels, H, W pixels. Karras et al. 2021, "Alias-Free Ge
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -21,14 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fir import banded_lrelu, resampler_for
+from .fir import resample as resample  # for the networks an operator like the others
+
 LRELU_SLOPE = 0.2
 LRELU_GAIN = math.sqrt(2)
 EPSILON = 1e-8
-
-# A banded matrix wastes multiplications on its zeros, growing with the side; below this side and from this factor it
-# beats the transposed convolution by 1.5 to 3.5 times (2 cores, AVX-512).
-MATRIX_MAX_SIDE = 100
-MATRIX_MIN_UP = 4
 
 
 def normalize_second_moment(x: Tensor) -> Tensor:
@@ -58,95 +50,7 @@ def biased_lrelu(x: Tensor, bias: Tensor, gain: float = 1.0, clamp: float | None
     return leaky_clamp(x if math.isclose(gain, 1) else x.mul_(gain), slope=1, clamp=clamp)
 
 
-# --- FIR resampling -----------------------------------------------------------------------------------------------
-
-
-def resampled_side(size: int, num_taps: int, up: int, down: int, pad: tuple[int, int]) -> int:
-    """Samples that come out of `resample` along one axis."""
-    return (size * up + pad[0] + pad[1] - num_taps) // down + 1
-
-
-def resample(
-    x: Tensor,
-    filter: Tensor | None,
-    up: int | tuple[int, int] = 1,
-    down: int | tuple[int, int] = 1,
-    padding: Sequence[int] = (0, 0, 0, 0),
-    gain: float = 1.0,
-) -> Tensor:
-    """Upsample, pad, convolve with a FIR filter and decimate, for every channel alike.
-
-    x: [N, C, H, W]. filter: [taps] for both axes, [taps_y, taps_x], or None for no filter.
-    up, down: factors, one or (x, y); up - 1 zeros follow each sample, every down-th output is kept from the first on.
-    padding: (left, right, top, bottom) in upsampled samples, negative to crop. gain: of the whole filter.
-    Returns [N, C, H', W'] with the sides given by `resampled_side`.
-    """
-    up_x, up_y = (up, up) if isinstance(up, int) else up
-    down_x, down_y = (down, down) if isinstance(down, int) else down
-    left, right, top, bottom = padding
-    taps = x.new_ones(1) if filter is None else filter.to(x.dtype)
-    x, left, right = _trim(x, 3, up_x, left, right)
-    x, top, bottom = _trim(x, 2, up_y, top, bottom)
-    if taps.ndim == 1:
-        steep = min(up_x, up_y) >= MATRIX_MIN_UP and max(x.shape[2:]) <= MATRIX_MAX_SIDE
-        # In double precision a CPU has no fast depthwise convolution.
-        if steep or (x.dtype == torch.float64 and x.device.type == "cpu"):
-            rows = _band_matrix(taps * math.sqrt(gain), x.shape[2], up_y, down_y, (top, bottom))
-            columns = _band_matrix(taps * math.sqrt(gain), x.shape[3], up_x, down_x, (left, right))
-            return rows @ (x @ columns.t())
-        if x.device.type != "cpu":
-            root = taps * math.sqrt(gain)
-            x = _convolve(x, root[:, None], (up_y, 1), (down_y, 1), (0, 0, top, bottom))
-            return _convolve(x, root[None, :], (1, up_x), (1, down_x), (left, right, 0, 0))
-        taps = torch.outer(taps, taps)
-    return _convolve(x, taps * gain, (up_y, up_x), (down_y, down_x), (left, right, top, bottom))
-
-
-def _trim(x: Tensor, axis: int, up: int, before: int, after: int) -> tuple[Tensor, int, int]:
-    """Drop the samples that a negative padding removes anyway, so that no form has to compute them."""
-    first = -(before // up) if before < 0 else 0
-    last = -after // up if after < 0 else 0
-    if first or last:
-        x = x.narrow(axis, first, x.shape[axis] - first - last)
-    return x, before + first * up, after + last * up
-
-
-@functools.lru_cache(maxsize=512)
-def _band_index(num_taps: int, size: int, up: int, down: int, pad: tuple[int, int], device: torch.device) -> Tensor:
-    """Which tap links input sample i to output sample j, [out, size]; `num_taps` where none does."""
-    with torch.inference_mode(False):  # a cached tensor must serve later training too
-        out = torch.arange(resampled_side(size, num_taps, up, down, pad), device=device)
-        tap = out[:, None] * down + (num_taps - 1 - pad[0]) - torch.arange(size, device=device) * up
-        return torch.where((tap >= 0) & (tap < num_taps), tap, num_taps)
-
-
-def _band_matrix(taps: Tensor, size: int, up: int, down: int, pad: tuple[int, int]) -> Tensor:
-    """The matrix [out, size] that resamples one axis."""
-    return F.pad(taps, (0, 1))[_band_index(taps.numel(), size, up, down, pad, taps.device)]
-
-
-def _convolve(
-    x: Tensor, taps: Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple[int, int, int, int]
-) -> Tensor:
-    """`resample` with a two-dimensional filter as one depthwise convolution; up, down are (y, x)."""
-    channels = x.shape[1]
-    left, right, top, bottom = padding
-    height, width = taps.shape
-    if up == (1, 1):
-        weight = taps.flip((0, 1)).expand(channels, 1, height, width)
-        if left == right >= 0 and top == bottom >= 0:
-            return F.conv2d(x, weight, stride=down, padding=(top, left), groups=channels)
-        return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, stride=down, groups=channels)
-    # A transposed convolution yields the full result; these many samples of it lie outside the wanted window.
-    spare_y = (height - 1 - top, height - up[0] - bottom)
-    spare_x = (width - 1 - left, width - up[1] - right)
-    crop_y, crop_x = max(min(spare_y), 0), max(min(spare_x), 0)
-    weight = taps.expand(channels, 1, height, width)
-    y = F.conv_transpose2d(x, weight, stride=up, padding=(crop_y, crop_x), groups=channels)
-    rest = (crop_x - spare_x[0], crop_x - spare_x[1], crop_y - spare_y[0], crop_y - spare_y[1])
-    if any(rest):
-        y = F.pad(y, rest)
-    return y if down == (1, 1) else y[:, :, :: down[0], :: down[1]]
+# --- Filtered activation ---------------------------------------------------------------------------------------------
 
 
 def filtered_lrelu(
@@ -170,6 +74,10 @@ def filtered_lrelu(
 
     Karras et al. 2021, section 3.2 and figure 4b.
     """
+    if x.device.type == "cpu" and up_filter is not None and down_filter is not None and slope >= 0 and gain > 0:
+        raised = resampler_for(x.shape[2:], x.dtype, up_filter, (up, up), padding=padding, gain=gain * up**2)
+        lowered = resampler_for(raised.size_out, x.dtype, down_filter, down=(down, down))
+        return banded_lrelu(x, bias, raised, lowered, slope, clamp)
     if bias is not None:
         x = x + bias.to(x.dtype)[None, :, None, None]
     if up != 1 or up_filter is not None or any(padding):

@@ -148,10 +148,18 @@ def test_gradients_of_the_generator_equal_the_published_ones(name):
     ws.retain_grad()
     value = (G.synthesis(ws) * case["in/noise_img"]).sum()
     value.backward()
-    assert relative_error(z.grad, case["gradtest/dz"]) < 1e-5
-    assert relative_error(ws.grad, case["gradtest/dws"]) < 1e-5
-    for key, parameter in G.named_parameters():
-        assert relative_error(parameter.grad, case[f"gradtest/dparam/{key}"]) < 1e-5, key
+
+    def golden_gradient(key):
+        return case[f"gradtest/{key}"]
+
+    ours = {"dz": z.grad, "dws": ws.grad, **{f"dparam/{key}": value.grad for key, value in G.named_parameters()}}
+    # An activation within rounding of zero may take either slope, 1 or 0.2, which all layers before it see.
+    # One of the 4e5 in the smallest layer weighs 0.8 / sqrt(4e5) = 1.3e-3 of its gradient on average; the published
+    # float32 differs from its own float64 by up to 1.2e-2 in a tensor. In float64 each operator is held to 1e-10.
+    whole = [torch.cat([torch.as_tensor(side(key)).flatten() for key in ours]) for side in (ours.get, golden_gradient)]
+    assert relative_error(*whole) < 1e-4
+    for key, value in ours.items():
+        assert relative_error(value, golden_gradient(key)) < 1e-3, key
 
 
 @needs_golden

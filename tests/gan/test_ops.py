@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import reference_ops
 import torch
+import torch.nn.functional as F
 from gan_golden import golden, relative_error
 from shared_data import needs_golden
 
-from dr_platform.gan import ops
+from dr_platform.gan import fir
 from dr_platform.gan.filters import lowpass_filter
+from dr_platform.gan.generator import SynthesisLayer
 from dr_platform.gan.ops import FullyConnected, filtered_lrelu, leaky_clamp, modulated_conv2d, resample
+from dr_platform.gan.schedule import layer_schedule
 
 # Rounding of float64 through a few hundred products.
 EXACT = 1e-12
@@ -24,34 +28,31 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("taps", [None, 5, (3, 4)], ids=str)
+@pytest.mark.parametrize("form", [resample, fir.convolve], ids=["bands", "convolutions"])
+@pytest.mark.parametrize("taps", [None, 5, (3, 4), (5, 6)], ids=str)
 @pytest.mark.parametrize("up", [(1, 1), (2, 2), (3, 2), (4, 5)])
 @pytest.mark.parametrize("down", [(1, 1), (2, 3)])
 @pytest.mark.parametrize("padding", PADDINGS, ids=str)
-def test_resampling_equals_inserting_zeros_filtering_and_dropping(taps, up, down, padding):
+def test_resampling_equals_inserting_zeros_filtering_and_dropping(form, taps, up, down, padding):
     x = normal(2, 3, 20, 19)
     filter = None if taps is None else normal(*([taps] if isinstance(taps, int) else taps), seed=1)
     theirs = reference_ops.upfirdn(x, filter, up, down, padding, gain=1.7)
-    ours = resample(x, filter, up, down, padding, gain=1.7)
+    ours = form(x, filter, up, down, padding, gain=1.7)
     torch.testing.assert_close(ours, theirs, rtol=EXACT, atol=EXACT)
 
 
-@pytest.mark.parametrize("up", [1, 2, 4])
-@pytest.mark.parametrize("padding", PADDINGS, ids=str)
-def test_band_matrices_equal_convolutions(up, padding, monkeypatch):
-    x, filter = normal(1, 2, 21, 19).float(), normal(6, seed=1).float()  # single precision, for which a CPU convolves
-    monkeypatch.setattr(ops, "MATRIX_MIN_UP", 99)
-    convolved = resample(x, filter, up=up, padding=padding)
-    monkeypatch.setattr(ops, "MATRIX_MIN_UP", 1)
-    torch.testing.assert_close(resample(x, filter, up=up, padding=padding), convolved, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("taps", [5, (5, 6)], ids=str)
+def test_resampling_has_correct_second_derivatives(taps):
+    x = normal(1, 2, 7, 6).requires_grad_()
+    filter = normal(*([taps] if isinstance(taps, int) else taps), seed=1)
+    assert torch.autograd.gradgradcheck(lambda x: resample(x, filter, (2, 3), (1, 2), (3, 2, -1, 4)).pow(3), x)
 
 
-def test_separate_passes_equal_one_two_dimensional_convolution():
-    x, line = normal(1, 2, 13, 9), normal(6, seed=1)
-    both = ops._convolve(x, torch.outer(line, line), (2, 2), (1, 1), (3, 2, 1, 4))
-    columns = ops._convolve(x, line[:, None], (2, 1), (1, 1), (0, 0, 1, 4))
-    passes = ops._convolve(columns, line[None], (1, 2), (1, 1), (3, 2, 0, 0))
-    torch.testing.assert_close(passes, both, rtol=EXACT, atol=EXACT)
+def test_the_number_of_planes_in_work_at_a_time_changes_no_value(monkeypatch):
+    x, filter = normal(3, 5, 20, 20), lowpass_filter(12, 2.0, 12.0, 32.0)
+    whole = filtered_lrelu(x, filter, filter, None, 2, 2, (9, 8, 9, 8))
+    monkeypatch.setattr(fir, "CHUNK_BYTES", 4 * 46**2 * 8)  # 4 of the 15 planes at the raised rate
+    torch.testing.assert_close(filtered_lrelu(x, filter, filter, None, 2, 2, (9, 8, 9, 8)), whole, rtol=0, atol=1e-15)
 
 
 def test_a_constant_stays_constant_away_from_the_border():
@@ -62,14 +63,20 @@ def test_a_constant_stays_constant_away_from_the_border():
     assert y.mean() <= 3.01
 
 
-def test_a_matrix_first_made_in_inference_mode_serves_training_later():
-    ops._band_index.cache_clear()
+def test_a_map_first_made_in_inference_mode_serves_training_later():
+    fir._resampler.cache_clear()
     filter = lowpass_filter(24, 4.0, 12.0, 64.0)
     with torch.inference_mode():
         resample(torch.ones(1, 1, 8, 8), filter, up=4)
     x = torch.ones(1, 1, 8, 8, requires_grad=True)
     resample(x, filter, up=4).sum().backward()
     assert x.grad is not None
+
+
+def test_changing_a_filter_in_place_changes_the_result():
+    x, filter = normal(1, 1, 8, 8), normal(6, seed=1)
+    before = resample(x, filter, up=2)
+    torch.testing.assert_close(resample(x, filter.mul_(2), up=2), before * 4)
 
 
 LRELU_CASES = [(2, 2, (9, 8, 9, 8), False), (4, 2, (-6, -9, -6, -9), False), (2, 2, (11, 10, 11, 10), True)]
@@ -99,6 +106,54 @@ def test_filtered_lrelu_has_correct_second_derivatives(up, down, padding, radial
 
     assert torch.autograd.gradcheck(apply, (x, bias), atol=1e-6)
     assert torch.autograd.gradgradcheck(apply, (x, bias), atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.5, 256.0])
+def test_filtered_lrelu_has_the_gradients_of_its_definition(limit):
+    x, bias = normal(2, 3, 14, 14).requires_grad_(), normal(3, seed=1).requires_grad_()
+    filter = lowpass_filter(12, 2.0, 12.0, 32.0).double()
+    arguments = (filter, filter, bias, 2, 2, (9, 8, 9, 8), math.sqrt(2), 0.2, limit)
+    theirs, ours = reference_ops.filtered_lrelu(x, *arguments), filtered_lrelu(x, *arguments)
+    dy = normal(*ours.shape, seed=2)
+    for mine, published in zip(gradients(ours, dy, x, bias), gradients(theirs, dy, x, bias), strict=True):
+        torch.testing.assert_close(mine, published, rtol=EXACT, atol=EXACT)
+
+
+def away_from_zero(x, spec, layer, bias):
+    """1 for every output that no activation within rounding of zero reaches, else 0: [1, C, H, W].
+
+    Such an activation may fall on either side and take either slope, so no two forms need agree on its gradient.
+    """
+    raised = reference_ops.upfirdn(
+        x + bias[:, None, None],
+        layer.up_filter,
+        (spec.up_factor,) * 2,
+        padding=spec.padding * 2,
+        gain=spec.up_factor**2,
+    )
+    near = (raised.abs() < 1e-5 * raised.abs().mean()).float()
+    return 1 - F.max_pool2d(near, spec.down_taps, stride=spec.down_factor)
+
+
+@pytest.mark.parametrize("radial", [False, True], ids=["T", "R"])
+@pytest.mark.parametrize("resolution", [32, 64, 128, 256])
+def test_every_layer_of_every_schedule_equals_its_definition_in_single_precision(resolution, radial):
+    kernel = 1 if radial else 3
+    schedule = layer_schedule(resolution, conv_kernel=kernel, use_radial_filters=radial)
+    for spec in schedule.layers[:-1]:  # the last one, to colours, has no filter
+        layer = SynthesisLayer(dataclasses.replace(spec, in_channels=1, out_channels=1), w_dim=1)
+        x = normal(1, 2, spec.in_size + kernel - 1, spec.in_size + kernel - 1).float().requires_grad_()
+        bias = normal(2, seed=1).float().requires_grad_()
+        arguments = (spec.up_factor, spec.down_factor, spec.padding * 2, math.sqrt(2), 0.2, 256.0)
+        ours = filtered_lrelu(x, layer.up_filter, layer.down_filter, bias, *arguments)
+        theirs = reference_ops.filtered_lrelu(x, layer.up_filter, layer.down_filter, bias, *arguments)
+        assert relative_error(ours, theirs.detach()) < 1e-6, spec.name
+        dy = normal(*ours.shape, seed=2).float() * away_from_zero(x.detach(), spec, layer, bias.detach())
+        (mine, my_bias), (reference, their_bias) = (gradients(y, dy, x, bias) for y in (ours, theirs))
+        assert relative_error(mine, reference) < 1e-6, spec.name
+        # A sum over a plane, which may cancel: its error is at most that of the terms, by Cauchy-Schwarz.
+        bound = 1e-6 * float(reference.norm()) * math.sqrt(x[0, 0].numel())
+        assert float((my_bias - their_bias).abs().max()) < bound, spec.name
 
 
 @pytest.mark.parametrize("limit", [0.5, 100.0])
