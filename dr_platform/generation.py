@@ -50,7 +50,7 @@ def generate(
     """Write one PNG per seed and a contact sheet of the first ones into `out`; returns how many images.
 
     model: NAME (its champion), NAME/VERSION, or a directory: of a checkpoint, or of imported networks.
-    grade: of a conditional model; None: that which it was trained for first.
+    grade: of a conditional model, or the place of an imported one's label; None: that which it was trained for first.
     Raises RegistryError or CheckpointError if the model is not there or its weights are not the recorded ones,
     ConfigError for a psi that is no number or a grade that the model does not draw.
     """
@@ -88,7 +88,7 @@ def _load(project: Project, model: str, grade: int | None) -> tuple[Generator, d
         if grade is not None:
             road.draw_grade(generator, record.classes or (record.grade,), grade)
     elif road.is_imported(project, model):
-        imported, generator = road.read_imported(project.root / model)
+        imported, generator = road.read_imported(project.root / model, grade)
         name, weights = f"{model} ({imported.licence})", imported.files[published.GENERATOR_FILE].sha256
     else:
         name, weights, generator = road.read_registered(project, model, grade)

@@ -391,10 +391,12 @@ def is_imported(project: Project, name: str) -> bool:
     return (project.root / name / published.RECORD_FILE).is_file()
 
 
-def read_imported(directory: Path) -> tuple[Imported, Generator]:
+def read_imported(directory: Path, label: int | None = None) -> tuple[Imported, Generator]:
     """The verified record of imported networks, and their averaged generator, ready to draw.
 
-    Raises CheckpointError if a file is not the recorded one, or if the generator is not of a form that we have.
+    label: which one a conditional generator draws, by its place; None: the first.
+    Raises CheckpointError if a file is not the recorded one, or if the generator is not of a form that we have;
+    ConfigError if it knows no such label.
     """
     import safetensors.torch
 
@@ -408,7 +410,14 @@ def read_imported(directory: Path) -> tuple[Imported, Generator]:
             "Its discriminator may start a training: set transfer.parent."
         )
     weights = safetensors.torch.load_file(directory / published.GENERATOR_FILE)
-    return record, restore_generator(Generator(**record.generator), weights)
+    generator = restore_generator(Generator(**record.generator), weights)
+    if label is not None and not 0 <= label < generator.c_dim:
+        raise ConfigError(
+            f"{directory} draws {generator.c_dim or 'no'} labels, but label {label} was asked for (--grade). "
+            + (f"Choose from 0 to {generator.c_dim - 1}." if generator.c_dim else "Leave --grade out.")
+        )
+    generator.mapping.default_class = (label or 0) if generator.c_dim else None
+    return record, generator
 
 
 def _imported_weights(project: Project, parent: str) -> InitialWeights:
