@@ -391,6 +391,25 @@ def is_imported(project: Project, name: str) -> bool:
     return (project.root / name / published.RECORD_FILE).is_file()
 
 
+def inherited_licence(project: Project, model: str | None) -> str | None:
+    """The licence of the imported networks that a model is, or started from over any number of transfers.
+
+    model: NAME/VERSION, or a directory that `drp import` made. None where nothing was imported.
+    """
+    from dr_platform import published
+
+    seen: set[str] = set()
+    while model is not None and model not in seen:
+        seen.add(model)
+        if is_imported(project, model):
+            return Imported.read(project.root / model / published.RECORD_FILE).licence
+        name, _, number = model.rpartition("/")
+        if not number.isdigit():
+            return f"That of {model}, which is not here"
+        model = project.tracker().version(name, int(number)).tags.get("parent")
+    return None
+
+
 def read_imported(directory: Path, label: int | None = None) -> tuple[Imported, Generator]:
     """The verified record of imported networks, and their averaged generator, ready to draw.
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -39,7 +40,19 @@ def test_images_of_an_imported_generator_are_those_of_the_original(project):
     expected = sample_images(pickled.networks[0], range(4))
     found = [Image.open(project / "samples" / f"seed{seed:010d}.png") for seed in range(4)]
     assert np.array_equal(np.stack([np.array(image) for image in found]), expected)
-    assert "non-commercial" in found[0].text["Model"]
+    assert "non-commercial" in found[0].text["Licence"]
+
+
+def test_an_imported_generator_can_be_exported_with_its_licence(project):
+    done = drp(project, "export", "imported/snapshot", "--onnx", "out/snapshot.onnx", "--batch", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out/snapshot.onnx: 2 x 16 px, opset 20\n"
+    assert "largest relative error" in done.stderr
+    assert "non-commercial" in done.stderr
+    notes = {entry.key: entry.value for entry in onnx.load(project / "out" / "snapshot.onnx").metadata_props}
+    assert notes["Model"] == "imported/snapshot"
+    assert "non-commercial" in notes["Licence"]
+    assert_one_line_error(drp(project, "export", "absent/1", "--onnx", "absent.onnx"), "absent")
 
 
 def test_labels_of_an_imported_conditional_generator_are_chosen_like_grades(tmp_path, modules):  # noqa: F811
