@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,7 +56,7 @@ def write(
     """Write `generator` as ONNX to `path`, atomically, and return the largest error found.
 
     metadata: goes into the file, with a note that images are synthetic and the figures of the check. batch: latents per
-    call. seeds: latents of the check, which also goes through all labels and two truncations.
+    call. seeds: latents of the check, which also goes through all labels and, from call to call, two truncations.
     The error is max|onnxruntime - torch| / max|torch| over all of these. Raises CheckpointError if it is larger than
     MOST_ERROR, in which case nothing is written.
     """
@@ -107,23 +107,26 @@ def _graph(generator: Generator, batch: int) -> ModelProto:
 
 
 def _largest_error(generator: Generator, content: bytes, batch: int, seeds: Sequence[int]) -> float:
+    """Over all seeds and labels, each call with the other truncation; NaN counts as infinite."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    largest = 0.0
-    labels = torch.eye(generator.c_dim) if generator.c_dim else [None]
-    with torch.no_grad():
-        for start, psi, label in itertools.product(range(0, len(seeds), batch), _PSIS, labels):
-            part = [*seeds[start : start + batch]]
-            part += part[-1:] * (batch - len(part))
-            z = sampling.latents(part, generator.z_dim)
-            c = None if label is None else label.expand(batch, -1)
-            expected = generator(z, c, truncation_psi=psi).numpy()
-            feeds = {"z": z.numpy(), "psi": np.array(psi, np.float32)} | ({} if c is None else {"c": c.numpy()})
-            (found,) = session.run(["images"], feeds)
-            error = float(np.abs(found - expected).max() / np.abs(expected).max())
-            largest = max(largest, error) if error == error else float("inf")
-    return largest
+    count = max(len(seeds), generator.c_dim, len(_PSIS) * batch)
+    errors = []
+    for call in range(math.ceil(count / batch)):
+        drawn = range(call * batch, (call + 1) * batch)
+        inputs = {
+            "z": sampling.latents([seeds[k % len(seeds)] for k in drawn], generator.z_dim),
+            "psi": torch.tensor(_PSIS[call % len(_PSIS)]),
+        }
+        if generator.c_dim:
+            inputs["c"] = torch.eye(generator.c_dim)[[k % generator.c_dim for k in drawn]]
+        with torch.no_grad():
+            expected = generator(inputs["z"], inputs.get("c"), truncation_psi=float(inputs["psi"])).numpy()
+        (found,) = session.run(["images"], {name: value.numpy() for name, value in inputs.items()})
+        error = float(np.abs(found - expected).max() / np.abs(expected).max())
+        errors.append(math.inf if math.isnan(error) else error)
+    return max(errors)
 
 
 @contextlib.contextmanager
