@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
+
 LRELU_SLOPE = 0.2
 LRELU_GAIN = math.sqrt(2)
 EPSILON = 1e-8
@@ -170,6 +172,8 @@ def filtered_lrelu(
 
     Karras et al. 2021, section 3.2 and figure 4b.
     """
+    if up_filter is not None and down_filter is not None and kernels.applies(x, up_filter, down_filter, up, down):
+        return kernels.filtered_lrelu(x, up_filter, down_filter, bias, None, up, down, padding, gain, slope, clamp)[0]
     if bias is not None:
         x = x + bias.to(x.dtype)[None, :, None, None]
     if up != 1 or up_filter is not None or any(padding):

@@ -43,11 +43,11 @@ def available() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def applies(x: Tensor, up_filter: Tensor | None, down_filter: Tensor | None, up: int, down: int) -> bool:
+def applies(x: Tensor, up_filter: Tensor, down_filter: Tensor, up: int, down: int) -> bool:
     """Whether the kernel computes `ops.filtered_lrelu` for these arguments, and is to."""
     if not (_enabled and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1") and available()):
         return False
-    if up_filter is None or down_filter is None or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return False
     if up not in (1, 2, 4) or down not in (1, 2, 4):  # one then divides the other
         return False

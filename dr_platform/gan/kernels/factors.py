@@ -1,9 +1,9 @@
 """FIR filters as sums of separable ones, the form in which the kernel applies them.
 
 A one-dimensional filter is its own outer product. A radial filter, a smooth bump with no preferred direction, is of low
-rank up to small terms: its singular value decomposition gives the pairs, as many as the tolerance asks for (2 or 3 of
-at most 6 for the 12 x 12 filters of configuration R). Relative Frobenius error bounds the error of any output by
-the same factor times the norm of the input under the filter, so 1e-4 lies below the rounding of half precision.
+rank up to small terms: its singular value decomposition gives the pairs, as many as the tolerance asks for (2 or 3, in
+two layers 4, of at most 6 for the 12 x 12 filters of configuration R). The relative Frobenius error bounds the error of
+any output by the same factor, so that 1e-4 lies below the rounding of half precision.
 """
 
 from __future__ import annotations

@@ -24,6 +24,10 @@ forward pass recorded, 2 bits a sample (bit 0: not positive, bit 1: clamped), fo
 Triton must be importable to import this module; with TRITON_INTERPRET=1 set before, it runs on the CPU.
 """
 
+# Triton's dialect: tuples grow, constants are types, nothing is annotated.
+# mypy: ignore-errors
+# ruff: noqa: RUF005
+
 from __future__ import annotations
 
 import torch
