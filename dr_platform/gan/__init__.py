@@ -15,10 +15,12 @@ from .losses import (
     r1_penalty,
 )
 from .official import discriminator_from_state, generator_from_state
+from .precision import Precision, set_precision
 
 __all__ = [
     "Discriminator",
     "Generator",
+    "Precision",
     "Statistics",
     "blur",
     "blur_sigma",
@@ -29,5 +31,6 @@ __all__ = [
     "generator_from_state",
     "generator_loss",
     "r1_penalty",
+    "set_precision",
     "update_ema",
 ]
