@@ -2,7 +2,7 @@
 
 Parameters and buffers bear the published names, so that published weights load by name. Constants take the dtype of the
 parameters: `generator.double()` computes in float64 throughout. Half precision is used on CUDA only, in the layers that
-the schedule marks.
+the schedule marks (see precision.py).
 
 Legend: z latent [N, z_dim], c label [N, c_dim], w mapped latent [N, w_dim], ws one w for each layer [N, num_ws, w_dim].
 Karras et al. 2021, "Alias-Free Generative Adversarial Networks" (arXiv 2106.12423).
@@ -16,8 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
 from .filters import lowpass_filter
-from .ops import LRELU_GAIN, LRELU_SLOPE, FullyConnected, filtered_lrelu, modulated_conv2d, normalize_second_moment
+from .ops import (
+    LRELU_GAIN,
+    LRELU_SLOPE,
+    FullyConnected,
+    filtered_lrelu,
+    normalize_second_moment,
+    scaled_conv2d,
+)
+from .precision import Precision
 from .schedule import InputSpec, LayerSpec, Schedule, layer_schedule
 
 
@@ -172,6 +181,7 @@ class SynthesisLayer(nn.Module):
     magnitude_ema: Tensor
     up_filter: Tensor | None
     down_filter: Tensor | None
+    precision = Precision()
 
     def __init__(
         self, spec: LayerSpec, w_dim: int, conv_clamp: float | None = 256.0, magnitude_ema_beta: float = 0.999
@@ -202,9 +212,27 @@ class SynthesisLayer(nn.Module):
         statistics: Statistics | None = None,
     ) -> Tensor:
         """[N, O, out_size, out_size] for x [N, I, in_size, in_size] and w [N, w_dim]."""
+        return self.run(x, w, update_emas, force_fp32, statistics)[0]
+
+    def run(
+        self,
+        x: Tensor,
+        w: Tensor,
+        update_emas: bool = False,
+        force_fp32: bool = False,
+        statistics: Statistics | None = None,
+        power: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward`, and the mean square of its result where the averages ask for it and it comes at no cost.
+
+        power: the mean square of x, if the layer before has measured it.
+        """
         spec = self.spec
-        if update_emas or statistics is not None:
-            power = x.detach().to(self.magnitude_ema.dtype).square().mean()
+        measure = update_emas or statistics is not None
+        if measure:
+            if power is None:
+                power = x.detach().to(self.magnitude_ema.dtype).square().mean()
+            power = power.to(self.magnitude_ema.dtype)
             if update_emas:
                 self.magnitude_ema.copy_(power.lerp(self.magnitude_ema, self.magnitude_ema_beta))
             if statistics is not None:
@@ -212,27 +240,27 @@ class SynthesisLayer(nn.Module):
         styles = self.affine(w)
         if spec.is_torgb:
             styles = styles / math.sqrt(spec.in_channels)
-        half = spec.use_fp16 and x.device.type == "cuda" and not force_fp32
-        x = modulated_conv2d(
-            x.to(torch.float16 if half else self.weight.dtype),
+        marked = spec.use_fp16 and not force_fp32
+        x, scale = scaled_conv2d(
+            x.to(self.precision.dtype(marked, x.device, self.weight.dtype)),
             self.weight,
             styles,
             demodulate=not spec.is_torgb,
             padding=spec.conv_kernel - 1,
             input_gain=self.magnitude_ema.rsqrt(),
         )
-        return filtered_lrelu(
-            x,
-            self.up_filter,
-            self.down_filter,
-            self.bias,
-            up=spec.up_factor,
-            down=spec.down_factor,
-            padding=spec.padding * 2,
-            gain=1.0 if spec.is_torgb else LRELU_GAIN,
-            slope=1.0 if spec.is_torgb else LRELU_SLOPE,
-            clamp=self.conv_clamp,
-        )
+        up, down, padding = spec.up_factor, spec.down_factor, spec.padding * 2
+        gain, slope = (1.0, 1.0) if spec.is_torgb else (LRELU_GAIN, LRELU_SLOPE)
+        fu, fd, clamp = self.up_filter, self.down_filter, self.conv_clamp
+        if fu is not None and fd is not None and kernels.applies(x, fu, fd, up, down):
+            # The kernel also applies the demodulation and measures what the next layer asks for: two passes less.
+            x, squares = kernels.filtered_lrelu(
+                x, fu, fd, self.bias, scale, up, down, padding, gain, slope, clamp, measure
+            )
+            return x, squares.sum() / x.numel() if measure else None
+        if scale is not None:
+            x = x * scale.to(x.dtype)[:, :, None, None]
+        return filtered_lrelu(x, fu, fd, self.bias, up, down, padding, gain, slope, clamp), None
 
 
 class Synthesis(nn.Module):
@@ -270,9 +298,10 @@ class Synthesis(nn.Module):
         """Images [N, img_channels, R, R] for ws [N, num_ws, w_dim], about [-1, 1] but not clipped to it."""
         dtype = self.input.weight.dtype
         first, *rest = ws.to(dtype).unbind(dim=1)
-        x = self.input(first)
+        x = kernels.channels_last(self.input(first))
+        power = None
         for layer, w in zip(self.layers, rest, strict=True):
-            x = layer(x, w, update_emas, force_fp32, statistics)
+            x, power = layer.run(x, w, update_emas, force_fp32, statistics, power)
         return x.to(dtype) * self.output_scale
 
 

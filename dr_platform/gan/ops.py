@@ -197,8 +197,24 @@ def modulated_conv2d(
 ) -> Tensor:
     """Convolution whose input channels each sample scales by its style, at unit output magnitude if `demodulate`.
 
+    Arguments are those of `scaled_conv2d`. Returns [N, O, H + 2 padding - k + 1, W + ...] in the dtype of x.
+    """
+    y, scale = scaled_conv2d(x, weight, styles, demodulate, padding, input_gain)
+    return y if scale is None else y * scale.to(x.dtype)[:, :, None, None]
+
+
+def scaled_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    demodulate: bool = True,
+    padding: int = 0,
+    input_gain: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`modulated_conv2d` and the scale [N, O] that its result is still to be multiplied by; None if not demodulated.
+
     x: [N, I, H, W]; weight: [O, I, k, k]; styles: [N, I]; input_gain: [], [I] or [N, I], applied after demodulation.
-    Returns [N, O, H + 2 padding - k + 1, W + ...] in the dtype of x; scales are computed in the dtype of the weight.
+    Scales are computed in the dtype of the weight.
 
     Style and demodulation scale the activations before and after one convolution with shared weights, which equals the
     published convolution with a weight per sample (Karras et al. 2020, "Analyzing and Improving the Image Quality of
@@ -214,8 +230,7 @@ def modulated_conv2d(
         scale = (styles.square() @ weight.square().sum(dim=(2, 3)).t() + EPSILON / fan_in).rsqrt()  # [N, O]
     if input_gain is not None:
         styles = styles * input_gain
-    y = F.conv2d(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), padding=padding)
-    return y if scale is None else y * scale.to(x.dtype)[:, :, None, None]
+    return F.conv2d(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), padding=padding), scale
 
 
 class FullyConnected(nn.Module):

@@ -54,6 +54,11 @@ def applies(x: Tensor, up_filter: Tensor, down_filter: Tensor, up: int, down: in
     return _fits(up_filter, up) and _fits(down_filter, down)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """`x` [N, C, H, W] in the layout that the kernels and tensor cores want, where they are used; else as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if _enabled and x.is_cuda else x
+
+
 def _fits(filter: Tensor, factor: int) -> bool:
     """Whether the filter is square, and every output at the raised rate meets equally many inputs."""
     taps = filter.shape[-1]

@@ -16,7 +16,7 @@ from kernel_cases import CASES, LAYERS, Case
 from reference_ops import upfirdn
 from torch import Tensor
 
-from dr_platform.gan import Generator, kernels
+from dr_platform.gan import Generator, Statistics, kernels
 from dr_platform.gan.filters import lowpass_filter
 from dr_platform.gan.kernels import operators
 from dr_platform.gan.ops import LRELU_GAIN, LRELU_SLOPE, filtered_lrelu
@@ -192,7 +192,7 @@ def checked_by_torch() -> dict[str, str]:
 
 
 def whole_generators() -> dict[str, float]:
-    """Images and gradients of small generators, with the kernel and without."""
+    """Images, gradients and what the averages follow, of small generators with the kernel and without."""
     result = {}
     for name, changes in (("T", {}), ("R", {"conv_kernel": 1, "use_radial_filters": True})):
         torch.manual_seed(0)
@@ -203,11 +203,13 @@ def whole_generators() -> dict[str, float]:
         for on in (True, False):
             with kernels.enabled(on):
                 generator.zero_grad()
-                images = generator(z)
+                averages = Statistics()
+                images = generator(z, statistics=averages)
                 images.square().sum().backward()
-            found.append((images, torch.cat([p.grad.flatten() for p in generator.parameters()])))
-        result[f"{name} images"] = error(found[0][0], found[1][0])
-        result[f"{name} gradients"] = error(found[0][1], found[1][1])
+            gradients = torch.cat([p.grad.flatten() for p in generator.parameters()])
+            found.append((images, gradients, averages.flat()))
+        for quantity, ours, theirs in zip(("images", "gradients", "averages"), *found, strict=True):
+            result[f"{name} {quantity}"] = error(ours, theirs)
     return result
 
 

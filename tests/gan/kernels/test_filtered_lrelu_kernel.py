@@ -88,7 +88,7 @@ def test_pytorch_finds_the_operators_well_registered(found):
 
 
 @pytest.mark.parametrize("config", ["T", "R"])
-@pytest.mark.parametrize("quantity", ["images", "gradients"])
+@pytest.mark.parametrize("quantity", ["images", "gradients", "averages"])
 def test_generators_with_and_without_the_kernel_agree(found, config, quantity):
     # Two float32 computations of five layers each, and in R the approximate radial filters.
     assert found["generators"][f"{config} {quantity}"] < 10 * SINGLE * UNIT["float32"] + RADIAL * (config == "R")
