@@ -45,8 +45,8 @@ def leaky_clamp(x: Tensor, slope: float = LRELU_SLOPE, clamp: float | None = Non
     if clamp is None:
         return x
     # Values reach the limit only when a network diverges. Looking is several times cheaper than clamping and its
-    # backward, but on a GPU it would wait for the device.
-    if x.device.type == "cpu" and x.numel() > 0:
+    # backward, but on a GPU it would wait for the device, and a compiler cannot trace what depends on values.
+    if x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling():
         low, high = x.detach().aminmax()
         if low >= -clamp and high <= clamp:
             return x

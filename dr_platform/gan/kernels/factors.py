@@ -24,12 +24,14 @@ def separable_factors(filter: Tensor, tolerance: float = TOLERANCE) -> Tensor:
     filter: [taps], or [taps, taps] with rows along y. The rank is the smallest whose relative Frobenius error is at
     most `tolerance`, at least 1. Kept for each tensor until it is changed or freed.
     """
+    # What is made in inference mode cannot be changed outside of it, and counts no versions.
+    key = (0 if filter.is_inference() else filter._version, tolerance)
     known = _cache.get(filter)
-    if known is not None and known[0] == (filter._version, tolerance):
+    if known is not None and known[0] == key:
         return known[1]
     with torch.inference_mode(False), torch.no_grad():
         factors = _decompose(filter.detach().double().cpu(), tolerance).float().to(filter.device)
-    _cache[filter] = ((filter._version, tolerance), factors)
+    _cache[filter] = (key, factors)
     return factors
 
 

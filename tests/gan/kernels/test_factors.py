@@ -70,3 +70,9 @@ def test_factors_first_made_in_inference_mode_serve_training_later():
     with torch.inference_mode():
         separable_factors(filter)
     assert not separable_factors(filter).is_inference()
+
+
+def test_a_filter_made_in_inference_mode_has_factors_too():
+    with torch.inference_mode():
+        filter = torch.rand(12)
+        assert torch.equal(separable_factors(filter)[0, 0], filter)
