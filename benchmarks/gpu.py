@@ -275,10 +275,11 @@ def _kernel_row(bench: Bench, spec: LayerSpec) -> Row:
     dtype = torch.float16 if spec.use_fp16 else torch.float32
     up_filter, down_filter = _filters(spec, bench.device)
     side = spec.in_size + spec.conv_kernel - 1
-    x = torch.randn(bench.size.kernel_batch, spec.out_channels, side, side, device=bench.device).to(dtype)
+    channels = spec.out_channels + -spec.out_channels % kernels.CHANNEL_ALIGNMENT  # as the generator aligns them
+    x = torch.randn(bench.size.kernel_batch, channels, side, side, device=bench.device).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-    bias = torch.zeros(spec.out_channels, device=bench.device, requires_grad=True)
-    scale = torch.ones(len(x), spec.out_channels, device=bench.device, requires_grad=True)
+    bias = torch.zeros(channels, device=bench.device, requires_grad=True)
+    scale = torch.ones(len(x), channels, device=bench.device, requires_grad=True)
     row: Row = {"layer": spec.name, "dtype": str(dtype), "batch": len(x)}
 
     def forward() -> Tensor:
@@ -300,7 +301,7 @@ def _kernel_row(bench: Bench, spec: LayerSpec) -> Row:
         row["outputs"] = y.numel()
         del y, dy, backward
     codes = len(x) * np.prod([n * spec.up_factor + sum(spec.padding) - spec.up_taps + 1 for n in x.shape[2:]])
-    row["forward_bytes"] = x.element_size() * (x.numel() + row["outputs"]) + int(codes) * -(-spec.out_channels // 4)
+    row["forward_bytes"] = x.element_size() * (x.numel() + row["outputs"]) + int(codes) * -(-channels // 4)
     # The backward pass also reads the input once more, for the gradient of its scale.
     row["backward_bytes"] = row["forward_bytes"] + x.element_size() * x.numel()
     if spec.up_factor == 2 and spec.use_fp16:

@@ -212,7 +212,7 @@ class SynthesisLayer(nn.Module):
         statistics: Statistics | None = None,
     ) -> Tensor:
         """[N, O, out_size, out_size] for x [N, I, in_size, in_size] and w [N, w_dim]."""
-        return self.run(x, w, update_emas, force_fp32, statistics)[0]
+        return self.run(x, w, update_emas, force_fp32, statistics)[0][:, : self.spec.out_channels]
 
     def run(
         self,
@@ -225,7 +225,8 @@ class SynthesisLayer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """`forward`, and the mean square of its result where the averages ask for it and it comes at no cost.
 
-        power: the mean square of x, if the layer before has measured it.
+        power: the mean square of x, if the layer before has measured it. The result may have zero channels at its end,
+        and x too: tensor cores and the kernel want aligned pixels, which 483 or 215 channels are not.
         """
         spec = self.spec
         measure = update_emas or statistics is not None
@@ -240,24 +241,26 @@ class SynthesisLayer(nn.Module):
         styles = self.affine(w)
         if spec.is_torgb:
             styles = styles / math.sqrt(spec.in_channels)
-        marked = spec.use_fp16 and not force_fp32
+        up, down, padding = spec.up_factor, spec.down_factor, spec.padding * 2
+        fu, fd, clamp = self.up_filter, self.down_filter, self.conv_clamp
+        gain, slope = (1.0, 1.0) if spec.is_torgb else (LRELU_GAIN, LRELU_SLOPE)
+        x = x.to(self.precision.dtype(spec.use_fp16 and not force_fp32, x.device, self.weight.dtype))
+        fused = fu is not None and fd is not None and kernels.applies(x, fu, fd, up, down)
         x, scale = scaled_conv2d(
-            x.to(self.precision.dtype(marked, x.device, self.weight.dtype)),
+            x,
             self.weight,
             styles,
             demodulate=not spec.is_torgb,
             padding=spec.conv_kernel - 1,
             input_gain=self.magnitude_ema.rsqrt(),
+            align=kernels.CHANNEL_ALIGNMENT if fused else 1,
         )
-        up, down, padding = spec.up_factor, spec.down_factor, spec.padding * 2
-        gain, slope = (1.0, 1.0) if spec.is_torgb else (LRELU_GAIN, LRELU_SLOPE)
-        fu, fd, clamp = self.up_filter, self.down_filter, self.conv_clamp
-        if fu is not None and fd is not None and kernels.applies(x, fu, fd, up, down):
+        if fused and fu is not None and fd is not None:
             # The kernel also applies the demodulation and measures what the next layer asks for: two passes less.
-            x, squares = kernels.filtered_lrelu(
-                x, fu, fd, self.bias, scale, up, down, padding, gain, slope, clamp, measure
-            )
-            return x, squares.sum() / x.numel() if measure else None
+            bias = F.pad(self.bias, (0, x.shape[1] - spec.out_channels))
+            x, squares = kernels.filtered_lrelu(x, fu, fd, bias, scale, up, down, padding, gain, slope, clamp, measure)
+            num_pixels = x[:, 0].numel()
+            return x, squares.sum() / (num_pixels * spec.out_channels) if measure else None
         if scale is not None:
             x = x * scale.to(x.dtype)[:, :, None, None]
         return filtered_lrelu(x, fu, fd, self.bias, up, down, padding, gain, slope, clamp), None

@@ -210,11 +210,13 @@ def scaled_conv2d(
     demodulate: bool = True,
     padding: int = 0,
     input_gain: Tensor | None = None,
+    align: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
     """`modulated_conv2d` and the scale [N, O] that its result is still to be multiplied by; None if not demodulated.
 
     x: [N, I, H, W]; weight: [O, I, k, k]; styles: [N, I]; input_gain: [], [I] or [N, I], applied after demodulation.
-    Scales are computed in the dtype of the weight.
+    Scales are computed in the dtype of the weight. align: zero channels are appended to the result until it has a
+    multiple of it; x may come with such.
 
     Style and demodulation scale the activations before and after one convolution with shared weights, which equals the
     published convolution with a weight per sample (Karras et al. 2020, "Analyzing and Improving the Image Quality of
@@ -230,6 +232,11 @@ def scaled_conv2d(
         scale = (styles.square() @ weight.square().sum(dim=(2, 3)).t() + EPSILON / fan_in).rsqrt()  # [N, O]
     if input_gain is not None:
         styles = styles * input_gain
+    spare_in, spare_out = x.shape[1] - weight.shape[1], -len(weight) % align
+    if spare_in or spare_out:
+        weight = F.pad(weight, (0, 0, 0, 0, 0, spare_in, 0, spare_out))
+        styles = F.pad(styles, (0, spare_in))
+        scale = None if scale is None else F.pad(scale, (0, spare_out))
     return F.conv2d(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), padding=padding), scale
 
 

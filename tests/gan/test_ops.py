@@ -115,6 +115,19 @@ def test_clamping_lets_no_value_hide_behind_a_nan():
 
 
 @pytest.mark.parametrize("demodulate", [True, False])
+def test_aligned_channels_are_the_same_channels_and_zeros(demodulate):
+    x, weight, styles = normal(2, 3, 6, 5), normal(5, 3, 3, 3, seed=1), normal(2, 3, seed=2)
+    exact, scale = ops.scaled_conv2d(x, weight, styles, demodulate, padding=2)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 4))
+    wide, wide_scale = ops.scaled_conv2d(padded, weight, styles, demodulate, padding=2, align=8)
+    torch.testing.assert_close(wide[:, :5], exact, rtol=EXACT, atol=EXACT)
+    assert wide.shape[1] == 8
+    assert not wide[:, 5:].any()
+    if demodulate:
+        assert torch.equal(wide_scale, torch.nn.functional.pad(scale, (0, 3)))
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_modulated_convolution_equals_one_weight_per_sample(demodulate, kernel):
     x, weight, styles = normal(3, 4, 7, 6), normal(5, 4, kernel, kernel, seed=1), normal(3, 4, seed=2)

@@ -17,6 +17,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+# Channels of a pixel come in whole pieces of 16 bytes, and Triton takes note of multiples of 16 only.
+CHANNEL_ALIGNMENT = 16
+
 _enabled = True
 
 
