@@ -3,9 +3,9 @@
 Nothing inserts zeros. On a CPU one axis of an image is resampled by a banded matrix, cut into tiles of 16 outputs that
 multiply only the inputs which the filter reaches. Products that small still reach 70 of the 100 GFLOP/s of large ones
 (one core, AVX-512), so the tiles beat depthwise convolutions although they multiply some zeros. Meanwhile images lie as
-[H, P, W]: for either axis one product then serves all P planes. A two-dimensional filter is a sum of as many separable ones as its
-rank: at most 6 for radial filters of 12 taps, and 2 to 5 in single precision. Where it only decimates, in single
-precision, one dense strided convolution is twice as fast as three terms, so the generator's radial filters stay dense.
+[H, P, W]: for either axis one product then serves all P planes. A two-dimensional filter is a sum of as many separable
+ones as its rank: at most 6 for radial filters of 12 taps, and 2 to 5 in single precision. Where it only decimates, in
+single precision, one dense strided convolution is twice as fast as three terms, so radial filters stay dense.
 
 Elsewhere a filter is a depthwise convolution, transposed to upsample and strided to decimate.
 
