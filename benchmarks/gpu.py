@@ -492,7 +492,7 @@ def _training_row(bench: Bench, config: TrainConfig, resolution: int, mode: str)
         times[name] = statistics.median(seconds)
     mean = (times["r1"] + (config.r1_interval - 1) * times["main"]) / config.r1_interval
     return {
-        "images_per_pass": training.mine.shape[1],
+        "images_per_pass": training.batches.mine.shape[1],
         "main_step_seconds": times["main"],
         "r1_step_seconds": times["r1"],
         "seconds_per_kimg": mean / config.batch * 1000,
