@@ -27,6 +27,7 @@ from torch import Tensor
 
 _SIDE = 64  # pixels per side at which shapes and colours are measured; noise and bands at full size
 _DISC_SIDES = (3, 13)  # of the squares that the disc, at half of that, is sought with: disc and surroundings
+_LEAST_NOISE = 0.01  # of the range [-1, 1], a little more than the rounding to grey levels
 _EPSILON = 1e-3  # of the range [-1, 1], a quarter of a grey level: no logarithm of less
 
 _FEWEST = 8  # images of either kind below which nothing is judged
@@ -138,9 +139,9 @@ def _judge(trace: _Trace, real: Tensor, fake: Tensor, false_alarms: float) -> li
     fewer = min(len(real), len(fake))
     if fewer < _FEWEST:
         return []
-    # Centres are each kind's own, so that a shift is no spread; limits are common, so that both kinds are treated alike.
+    # Centres are each kind's own, so that a shift is no spread; limits are common, so that both are treated alike.
     away = [(values - values.median()).abs() for values in (real, fake)]
-    limit = _CLIP * max(float(torch.cat(away).median()) * 1.4826, trace.least / _CLIP)
+    limit = _CLIP * max(float(torch.cat(away).median()) * 1.4826, trace.least)
     centre = torch.cat([real, fake]).median()
     deviations = [values.clamp(max=limit) for values in away]
     levels = [(values - centre).clamp(-limit, limit) for values in (real, fake)]
@@ -205,7 +206,10 @@ def _shrink(images: Tensor) -> Tensor:
 
 
 def _field(luminance: Tensor) -> Tensor:
-    """1 inside the field of view, else 0, [n, h, w]: brighter than a quarter of the way from black to lit tissue."""
+    """1 inside the field of view, else 0, [n, h, w]: brighter than a quarter of the way from black to lit tissue.
+
+    luminance: brighter in the field than around it, see `_polarity`.
+    """
     flat = luminance.flatten(1)
     count = flat.shape[1]
     dark, lit = (flat.kthvalue(max(int(count * share), 1), dim=1).values for share in (0.02, 0.7))
@@ -218,6 +222,14 @@ def _grid(like: Tensor) -> tuple[Tensor, Tensor]:
     x = (torch.arange(width, dtype=like.dtype, device=like.device) * 2 + 1) / width - 1
     y = (torch.arange(height, dtype=like.dtype, device=like.device) * 2 + 1 - height) / width
     return x, y[:, None]
+
+
+def _polarity(luminance: Tensor) -> Tensor:
+    """How much brighter the middle of the image is than its corners, [n]; negative for a negative."""
+    x, y = _grid(luminance)
+    away = x.square() + y.square()
+    corner, middle = ((mask.float().expand_as(luminance)) for mask in (away > 1.3, away < 0.5))
+    return _mean(luminance, middle) - _mean(luminance, corner)
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -239,6 +251,8 @@ def _box(values: Tensor, side: int) -> Tensor:
 def _shape(small: Tensor) -> dict[str, Tensor]:
     """Where the field of view is, its size and form, and on which side of it the optic disc lies."""
     luminance = small.mean(dim=1)
+    # A negative keeps its shape: only `polarity` shall tell it.
+    luminance = luminance * _polarity(luminance).sign()[:, None, None]
     field = _field(luminance)
     x, y = _grid(luminance)
     centre_x, centre_y = _mean(x, field), _mean(y, field)
@@ -270,27 +284,23 @@ def _shape(small: Tensor) -> dict[str, Tensor]:
 def _colour(small: Tensor) -> dict[str, Tensor]:
     """Levels and colours of the field of view and of the border around it."""
     luminance = small.mean(dim=1)
-    field = _field(luminance)
-    level = _mean(luminance, field)
-    border = luminance.flatten(1).kthvalue(luminance[0].numel() // 50, dim=1).values
+    polarity = _polarity(luminance)
+    field = _field(luminance * polarity.sign()[:, None, None])
+    level, border = _mean(luminance, field), _mean(luminance, 1 - field)
     deviation = _mean((luminance - level[:, None, None]).square(), field).sqrt()
     red, green, blue = (_mean(channel, field) for channel in small.unbind(dim=1))
     # The plane of equal luminance, its first axis towards red: fundus photographs lie near it, far from the cut at pi.
     chroma_red, chroma_green = (2 * red - green - blue) / math.sqrt(6), (green - blue) / math.sqrt(2)
     chroma = torch.hypot(chroma_red, chroma_green).clamp(min=_EPSILON)
-    contrast = (level - border).clamp(min=_EPSILON)
-    x, y = _grid(luminance)
-    corner = ((x.square() + y.square()) > 1.3).float().expand_as(luminance)
-    middle = ((x.square() + y.square()) < 0.5).float().expand_as(luminance)
+    contrast = (level - border).abs().clamp(min=_EPSILON)
     return {
         "level": level,
         "border": border,
         "contrast": contrast.log(),
         "deviation": deviation.clamp(min=_EPSILON).log(),
-        "polarity": _mean(luminance, middle) - _mean(luminance, corner),
+        "polarity": polarity,
         "hue": torch.atan2(chroma_green, chroma_red),
-        "saturation": (chroma / contrast).log(),
-        "chroma": chroma.log(),
+        "saturation": (chroma / contrast).log(),  # a gain of contrast alone does not change it
     }
 
 
@@ -310,7 +320,7 @@ def _detail(images: Tensor) -> dict[str, Tensor]:
     diagonal = (detail[:, :, 0 : 2 * height : 2] - detail[:, :, 1 : 2 * height : 2]) / 2
     noise = diagonal.abs().flatten(1).median(dim=1).values / 0.6745
     return {
-        "noise": noise.clamp(min=_EPSILON).log(),
+        "noise": noise.clamp(min=_LEAST_NOISE).log(),
         "fine_band": bands[0] - bands[1],
         "middle_band": bands[1] - bands[2],
     }
