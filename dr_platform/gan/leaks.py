@@ -27,8 +27,8 @@ from torch import Tensor
 
 _SIDE = 64  # pixels per side at which shapes and colours are measured; noise and bands at full size
 _DISC_SIDES = (3, 13)  # of the squares that the disc, at half of that, is sought with: disc and surroundings
-_LEAST_NOISE = 0.01  # of the range [-1, 1], a little more than the rounding to grey levels
-_EPSILON = 1e-3  # of the range [-1, 1], a quarter of a grey level: no logarithm of less
+_LEAST_NOISE = 0.01  # a little more than a grey level: rounding is no noise
+_EPSILON = 1e-3  # an eighth of a grey level: no logarithm of less
 
 _FEWEST = 8  # images of either kind below which nothing is judged
 _CLIP = 6.0  # robust deviations at which an outlier stops counting more

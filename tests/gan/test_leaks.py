@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from shared_data import FUNDUS_MINI, needs_photographs
 from torch import Tensor
 
 from dr_platform.data.phantom import phantom
@@ -374,6 +376,38 @@ def test_fakes_that_are_all_alike_worse_raise_no_alarm():
 def test_fakes_of_few_kinds_raise_no_alarm():
     real, fake = halves(photographs(), 0)
     assert find_leaks(leak_statistics(real), leak_statistics(fake[:8].repeat(8, 1, 1, 1)), TRANSFORMS) == []
+
+
+# --- Real photographs, 28 pixels enlarged, eyes mixed -----------------------------------------------------------------
+
+
+@functools.cache
+def real_photographs() -> Tensor:
+    paths = sorted((FUNDUS_MINI / "images" / "retinamnist28").glob("*.png"))[:768]
+    pictures = [
+        np.array(Image.open(path).convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)) for path in paths
+    ]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@needs_photographs
+def test_real_photographs_against_others_seldom_raise_an_alarm():
+    statistics, calls, found = leak_statistics(real_photographs()), 300, 0
+    for seed in range(calls):
+        order = torch.randperm(len(real_photographs()), generator=torch.Generator().manual_seed(seed))
+        pair = [{name: values[part] for name, values in statistics.items()} for part in (order[:64], order[64:128])]
+        found += bool(find_leaks(*pair, TRANSFORMS))
+    assert found <= 3 + 4 * math.sqrt(3)
+
+
+@needs_photographs
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "flip"])
+def test_leaks_are_found_among_real_photographs(name):
+    transform, draw = PUBLISHED[name]
+    real, fake = halves(real_photographs(), 0, size=256)
+    fake = draw(fake, torch.Generator().manual_seed(0))
+    leaks = find_leaks(leak_statistics(real), leak_statistics(fake), TRANSFORMS)
+    assert transform in {leak.transform for leak in leaks}
 
 
 # --- What is reported -------------------------------------------------------------------------------------------------
