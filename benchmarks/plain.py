@@ -65,15 +65,17 @@ def filtered_lrelu(
     return resample(x, down_filter, down=down)
 
 
-def modulated_conv2d(
+def scaled_conv2d(
     x: Tensor,
     weight: Tensor,
     styles: Tensor,
     demodulate: bool = True,
     padding: int = 0,
     input_gain: Tensor | None = None,
-) -> Tensor:
-    """`dr_platform.gan.ops.modulated_conv2d` with a weight per sample, as one convolution in N groups."""
+    align: int = 1,
+) -> tuple[Tensor, None]:
+    """`dr_platform.gan.ops.scaled_conv2d` with a weight per sample, as one convolution in N groups; nothing is left to
+    be scaled, and `align` is for tensor cores."""
     n = x.shape[0]
     own = weight[None] * styles[:, None, :, None, None]  # [N, O, I, k, k]
     if demodulate:
@@ -81,7 +83,7 @@ def modulated_conv2d(
     if input_gain is not None:
         own = own * input_gain.expand(n, x.shape[1])[:, None, :, None, None]
     y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), own.flatten(0, 1), padding=padding, groups=n)
-    return y.reshape(n, -1, *y.shape[2:])
+    return y.reshape(n, -1, *y.shape[2:]), None
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def plain_operators() -> Iterator[None]:
     """Both networks compute with the plain forms inside."""
     with (
         mock.patch.object(generator, "filtered_lrelu", filtered_lrelu),
-        mock.patch.object(generator, "modulated_conv2d", modulated_conv2d),
+        mock.patch.object(generator, "scaled_conv2d", scaled_conv2d),
         mock.patch.object(discriminator, "resample", resample),
     ):
         yield

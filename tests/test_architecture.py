@@ -39,5 +39,5 @@ def test_no_module_is_called_utils():
 
 def test_gan_imports_itself_relatively():
     """The folder is copied into registered models under another name."""
-    for path in (ROOT / "dr_platform" / "gan").glob("*.py"):
+    for path in (ROOT / "dr_platform" / "gan").rglob("*.py"):
         assert "dr_platform" not in re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL), path.name

@@ -17,6 +17,7 @@ from .losses import (
     r1_penalty,
 )
 from .official import discriminator_from_state, generator_from_state
+from .precision import Precision, set_precision
 
 __all__ = [
     "AdaptiveP",
@@ -24,6 +25,7 @@ __all__ = [
     "Discriminator",
     "Draws",
     "Generator",
+    "Precision",
     "Statistics",
     "augment",
     "augmentation_named",
@@ -37,5 +39,6 @@ __all__ = [
     "generator_from_state",
     "generator_loss",
     "r1_penalty",
+    "set_precision",
     "update_ema",
 ]

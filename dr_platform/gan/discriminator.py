@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
 from .filters import binomial_filter
 from .ops import EPSILON, FullyConnected, biased_lrelu, normalize_second_moment, resample
+from .precision import Precision
 
 BINOMIAL = (1.0, 3.0, 3.0, 1.0)
 
@@ -81,6 +83,8 @@ class ConvLayer(nn.Module):
 class Block(nn.Module):
     """Residual block: [N, I, R, R] to [N, O, R/2, R/2]; the first block takes images and turns them into features."""
 
+    precision = Precision()
+
     def __init__(
         self,
         image_channels: int | None,
@@ -129,8 +133,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, force_fp32: bool = False) -> Tensor:
         """Features at half the side; x are the images in the first block and features in all others."""
-        half = self.use_fp16 and x.device.type == "cuda" and not force_fp32
-        x = x.to(torch.float16 if half else self.conv0.weight.dtype)
+        marked = self.use_fp16 and not force_fp32
+        x = kernels.channels_last(x.to(self.precision.dtype(marked, x.device, self.conv0.weight.dtype)))
         if self.fromrgb is not None:
             x = self.fromrgb(x)
         gain = math.sqrt(0.5)

@@ -2,7 +2,7 @@
 
 Parameters and buffers bear the published names, so that published weights load by name. Constants take the dtype of the
 parameters: `generator.double()` computes in float64 throughout. Half precision is used on CUDA only, in the layers that
-the schedule marks.
+the schedule marks (see precision.py).
 
 Legend: z latent [N, z_dim], c label [N, c_dim], w mapped latent [N, w_dim], ws one w for each layer [N, num_ws, w_dim].
 Karras et al. 2021, "Alias-Free Generative Adversarial Networks" (arXiv 2106.12423).
@@ -16,8 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
 from .filters import lowpass_filter
-from .ops import LRELU_GAIN, LRELU_SLOPE, FullyConnected, filtered_lrelu, modulated_conv2d, normalize_second_moment
+from .ops import (
+    LRELU_GAIN,
+    LRELU_SLOPE,
+    FullyConnected,
+    filtered_lrelu,
+    normalize_second_moment,
+    scaled_conv2d,
+)
+from .precision import Precision
 from .schedule import InputSpec, LayerSpec, Schedule, layer_schedule
 
 
@@ -181,6 +190,7 @@ class SynthesisLayer(nn.Module):
     magnitude_ema: Tensor
     up_filter: Tensor | None
     down_filter: Tensor | None
+    precision = Precision()
 
     def __init__(
         self, spec: LayerSpec, w_dim: int, conv_clamp: float | None = 256.0, magnitude_ema_beta: float = 0.999
@@ -209,11 +219,20 @@ class SynthesisLayer(nn.Module):
         update_emas: bool = False,
         force_fp32: bool = False,
         statistics: Statistics | None = None,
-    ) -> Tensor:
-        """[N, O, out_size, out_size] for x [N, I, in_size, in_size] and w [N, w_dim]."""
+        power: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[N, O, out_size, out_size] for x [N, I, in_size, in_size] and w [N, w_dim]; and its mean square, or None.
+
+        The mean square is given where the averages ask for it and it comes at no cost; `power` is that of x, if the
+        layer before has measured it. The result may have zero channels at its end, and x too: tensor cores and the
+        kernel want aligned pixels, which 483 or 215 channels are not.
+        """
         spec = self.spec
-        if update_emas or statistics is not None:
-            power = x.detach().to(self.magnitude_ema.dtype).square().mean()
+        measure = update_emas or statistics is not None
+        if measure:
+            if power is None:
+                power = x.detach().to(self.magnitude_ema.dtype).square().mean()
+            power = power.to(self.magnitude_ema.dtype)
             if update_emas:
                 self.magnitude_ema.copy_(power.lerp(self.magnitude_ema, self.magnitude_ema_beta))
             if statistics is not None:
@@ -221,27 +240,29 @@ class SynthesisLayer(nn.Module):
         styles = self.affine(w)
         if spec.is_torgb:
             styles = styles / math.sqrt(spec.in_channels)
-        half = spec.use_fp16 and x.device.type == "cuda" and not force_fp32
-        x = modulated_conv2d(
-            x.to(torch.float16 if half else self.weight.dtype),
+        up, down, padding = spec.up_factor, spec.down_factor, spec.padding * 2
+        fu, fd, clamp = self.up_filter, self.down_filter, self.conv_clamp
+        gain, slope = (1.0, 1.0) if spec.is_torgb else (LRELU_GAIN, LRELU_SLOPE)
+        x = x.to(self.precision.dtype(spec.use_fp16 and not force_fp32, x.device, self.weight.dtype))
+        fused = fu is not None and fd is not None and kernels.applies(x, fu, fd, up, down)
+        x, scale = scaled_conv2d(
+            x,
             self.weight,
             styles,
             demodulate=not spec.is_torgb,
             padding=spec.conv_kernel - 1,
             input_gain=self.magnitude_ema.rsqrt(),
+            align=kernels.CHANNEL_ALIGNMENT if fused else 1,
         )
-        return filtered_lrelu(
-            x,
-            self.up_filter,
-            self.down_filter,
-            self.bias,
-            up=spec.up_factor,
-            down=spec.down_factor,
-            padding=spec.padding * 2,
-            gain=1.0 if spec.is_torgb else LRELU_GAIN,
-            slope=1.0 if spec.is_torgb else LRELU_SLOPE,
-            clamp=self.conv_clamp,
-        )
+        if fused and fu is not None and fd is not None:
+            # The kernel also applies the demodulation and measures what the next layer asks for: two passes less.
+            bias = F.pad(self.bias, (0, x.shape[1] - spec.out_channels))
+            x, squares = kernels.filtered_lrelu(x, fu, fd, bias, scale, up, down, padding, gain, slope, clamp, measure)
+            num_pixels = x[:, 0].numel()
+            return x, squares.sum() / (num_pixels * spec.out_channels) if measure else None
+        if scale is not None:
+            x = x * scale.to(x.dtype)[:, :, None, None]
+        return filtered_lrelu(x, fu, fd, self.bias, up, down, padding, gain, slope, clamp), None
 
 
 class Synthesis(nn.Module):
@@ -279,9 +300,10 @@ class Synthesis(nn.Module):
         """Images [N, img_channels, R, R] for ws [N, num_ws, w_dim], about [-1, 1] but not clipped to it."""
         dtype = self.input.weight.dtype
         first, *rest = ws.to(dtype).unbind(dim=1)
-        x = self.input(first)
+        x = kernels.channels_last(self.input(first))
+        power = None
         for layer, w in zip(self.layers, rest, strict=True):
-            x = layer(x, w, update_emas, force_fp32, statistics)
+            x, power = layer(x, w, update_emas, force_fp32, statistics, power)
         return x.to(dtype) * self.output_scale
 
 

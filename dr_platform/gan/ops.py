@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
 from .fir import banded_lrelu, resampler_for, runs_on_cpu
 from .fir import resample as resample  # for the networks an operator like the others
 
@@ -35,7 +36,7 @@ def leaky_clamp(x: Tensor, slope: float = LRELU_SLOPE, clamp: float | None = Non
     if clamp is None:
         return x
     # Values reach the limit only when a network diverges. Looking is several times cheaper than clamping and its
-    # backward, but on a GPU it would wait for the device.
+    # backward, but on a GPU it would wait for the device, and a compiler cannot trace what depends on values.
     if runs_on_cpu(x) and x.numel() > 0:
         low, high = x.detach().aminmax()
         if low >= -clamp and high <= clamp:
@@ -74,6 +75,8 @@ def filtered_lrelu(
 
     Karras et al. 2021, section 3.2 and figure 4b.
     """
+    if up_filter is not None and down_filter is not None and kernels.applies(x, up_filter, down_filter, up, down):
+        return kernels.filtered_lrelu(x, up_filter, down_filter, bias, None, up, down, padding, gain, slope, clamp)[0]
     if runs_on_cpu(x) and up_filter is not None and down_filter is not None and slope >= 0 and gain > 0:
         raised = resampler_for(x.shape[2:], x.dtype, up_filter, (up, up), padding=padding, gain=gain * up**2)
         lowered = resampler_for(raised.size_out, x.dtype, down_filter, down=(down, down))
@@ -101,8 +104,26 @@ def modulated_conv2d(
 ) -> Tensor:
     """Convolution whose input channels each sample scales by its style, at unit output magnitude if `demodulate`.
 
+    Arguments are those of `scaled_conv2d`. Returns [N, O, H + 2 padding - k + 1, W + ...] in the dtype of x.
+    """
+    y, scale = scaled_conv2d(x, weight, styles, demodulate, padding, input_gain)
+    return y if scale is None else y * scale.to(x.dtype)[:, :, None, None]
+
+
+def scaled_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    demodulate: bool = True,
+    padding: int = 0,
+    input_gain: Tensor | None = None,
+    align: int = 1,
+) -> tuple[Tensor, Tensor | None]:
+    """`modulated_conv2d` and the scale [N, O] that its result is still to be multiplied by; None if not demodulated.
+
     x: [N, I, H, W]; weight: [O, I, k, k]; styles: [N, I]; input_gain: [], [I] or [N, I], applied after demodulation.
-    Returns [N, O, H + 2 padding - k + 1, W + ...] in the dtype of x; scales are computed in the dtype of the weight.
+    Scales are computed in the dtype of the weight. align: zero channels are appended to the result until it has a
+    multiple of it; x may come with such.
 
     Style and demodulation scale the activations before and after one convolution with shared weights, which equals the
     published convolution with a weight per sample (Karras et al. 2020, "Analyzing and Improving the Image Quality of
@@ -118,8 +139,12 @@ def modulated_conv2d(
         scale = (styles.square() @ weight.square().sum(dim=(2, 3)).t() + EPSILON / fan_in).rsqrt()  # [N, O]
     if input_gain is not None:
         styles = styles * input_gain
-    y = F.conv2d(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), padding=padding)
-    return y if scale is None else y * scale.to(x.dtype)[:, :, None, None]
+    spare_in, spare_out = x.shape[1] - weight.shape[1], -len(weight) % align
+    if spare_in or spare_out:
+        weight = F.pad(weight, (0, 0, 0, 0, 0, spare_in, 0, spare_out))
+        styles = F.pad(styles, (0, spare_in))
+        scale = None if scale is None else F.pad(scale, (0, spare_out))
+    return F.conv2d(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), padding=padding), scale
 
 
 class FullyConnected(nn.Module):

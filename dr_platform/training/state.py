@@ -21,8 +21,9 @@ from dr_platform.build import build_networks
 from dr_platform.checkpoint import GENERATOR_FILE
 from dr_platform.config import TrainConfig
 from dr_platform.errors import CheckpointError
-from dr_platform.gan import AdaptiveP, Discriminator, Generator, posthoc
+from dr_platform.gan import AdaptiveP, Discriminator, Generator, Precision, posthoc, set_precision
 
+_LOW_PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16, "none": None}
 _ADAM_BETAS = (0.0, 0.99)
 _ADAM_EPSILON = 1e-8
 
@@ -114,8 +115,9 @@ def new_state(config: TrainConfig, resolution: int, device: torch.device, num_cl
     are adjusted by interval / (interval + 1) (Karras et al. 2020, "Analyzing and Improving", lazy regularization).
     """
     generator, discriminator = build_networks(config, resolution, num_classes)
-    generator.to(device)
-    discriminator.to(device)
+    for network in (generator, discriminator):
+        network.to(device)
+        set_precision(network, Precision(_LOW_PRECISION[config.low_precision]))
     generator_ema = copy.deepcopy(generator).eval().requires_grad_(False)
     lazy = config.r1_interval / (config.r1_interval + 1)
     return TrainingState(

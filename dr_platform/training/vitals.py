@@ -173,8 +173,8 @@ def watching(generator: Generator) -> Iterator[LayerOutputs]:
     seen = LayerOutputs()
 
     def hook(name: str, clamp: float | None) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            x = output.detach()[:_PICTURES_OF_LAYERS].float()
+        def look(module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor | None]) -> None:
+            x = output[0].detach()[:_PICTURES_OF_LAYERS].float()
             variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
             power = (variance + mean.square()).mean()
             # 0 for an output that is 0 throughout: as constant as any.

@@ -206,7 +206,7 @@ def test_every_layer_gets_the_side_its_schedule_promises():
         G = small_generator(**changes)
         x = G.synthesis.input(torch.zeros(1, 16))
         for layer in G.synthesis.layers:
-            x = layer(x, torch.zeros(1, 16))
+            x, _ = layer(x, torch.zeros(1, 16))
             assert x.shape[2:] == (layer.spec.out_size, layer.spec.out_size), layer.spec
 
 

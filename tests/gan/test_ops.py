@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from gan_golden import golden, relative_error
 from shared_data import needs_golden
 
-from dr_platform.gan import fir
+from dr_platform.gan import fir, ops
 from dr_platform.gan.filters import lowpass_filter
 from dr_platform.gan.generator import SynthesisLayer
 from dr_platform.gan.ops import FullyConnected, filtered_lrelu, leaky_clamp, modulated_conv2d, resample
@@ -167,6 +167,19 @@ def test_clamping_has_the_gradient_of_clamping_whether_or_not_a_value_reaches_th
 def test_clamping_lets_no_value_hide_behind_a_nan():
     y = leaky_clamp(torch.tensor([float("nan"), 1e9]), clamp=256.0)
     assert y[1] == 256
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_aligned_channels_are_the_same_channels_and_zeros(demodulate):
+    x, weight, styles = normal(2, 3, 6, 5), normal(5, 3, 3, 3, seed=1), normal(2, 3, seed=2)
+    exact, scale = ops.scaled_conv2d(x, weight, styles, demodulate, padding=2)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 4))
+    wide, wide_scale = ops.scaled_conv2d(padded, weight, styles, demodulate, padding=2, align=8)
+    torch.testing.assert_close(wide[:, :5], exact, rtol=EXACT, atol=EXACT)
+    assert wide.shape[1] == 8
+    assert not wide[:, 5:].any()
+    if demodulate:
+        assert torch.equal(wide_scale, torch.nn.functional.pad(scale, (0, 3)))
 
 
 @pytest.mark.parametrize("demodulate", [True, False])
