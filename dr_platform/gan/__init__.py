@@ -8,6 +8,7 @@ from .augmentation import Augmentation, Draws, augment, augmentation_named, draw
 from .discriminator import Discriminator
 from .ema import ema_beta, update_ema
 from .generator import Generator, Statistics
+from .leaks import Leak, find_leaks, leak_statistics
 from .losses import (
     blur,
     blur_sigma,
@@ -25,6 +26,7 @@ __all__ = [
     "Discriminator",
     "Draws",
     "Generator",
+    "Leak",
     "Precision",
     "Statistics",
     "augment",
@@ -36,8 +38,10 @@ __all__ = [
     "discriminator_real_loss",
     "draw",
     "ema_beta",
+    "find_leaks",
     "generator_from_state",
     "generator_loss",
+    "leak_statistics",
     "r1_penalty",
     "set_precision",
     "update_ema",

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dr_platform.config import TrainConfig
-from dr_platform.gan import Generator
+from dr_platform.gan import Generator, find_leaks, leak_statistics
 from dr_platform.records import Finding, Severity, Tick
 from dr_platform.training.vitals import (
     GRID_PERIODS,
@@ -80,6 +83,15 @@ _FLAT_TICKS = 5
 _SPEED_COLLAPSED = 0.5
 _SPEED_TICKS = 20
 
+# Leaks are looked for from this p on, in this many fakes a tick; those of four ticks together are 256, at which every
+# published transform is found that shows in half of the fakes.
+LEAKS_FROM_P = 0.1
+LEAK_FAKES = 64
+LEAK_RESOLUTION = 32  # pixels, the least at which shapes can be measured
+_LEAK_TICKS = 4
+_LEAK_REALS = 512
+LEAK = f"{PREFIX}leak_"
+
 _RANKS: dict[Severity, int] = {"notice": 0, "warning": 1, "critical": 2}
 
 
@@ -99,6 +111,7 @@ def diagnose(history: Sequence[Tick], config: TrainConfig, layers: Sequence[str]
         _losses_flat(history),
         _losses_diverging(history, config),
         _saturated_augmentation(history, config),
+        _leaking_augmentation(history, config),
         _overfit(history, config),
         _mode_collapse(history, config),
         _grid_pattern(history),
@@ -252,6 +265,31 @@ def _saturated_augmentation(history: Sequence[Tick], config: TrainConfig) -> Fin
     )
 
 
+def _leaking_augmentation(history: Sequence[Tick], config: TrainConfig) -> Finding | None:
+    recent = [
+        {name.removeprefix(LEAK): z for name, z in tick.scalars.items() if name.startswith(LEAK)}
+        for tick in history[-_RECENT_TICKS:]
+    ]
+    again = [name for name in recent[-1] if all(name in found for found in recent)]
+    if len(recent) < _RECENT_TICKS or not again:
+        return None
+    clearest = sorted(again, key=lambda name: -recent[-1][name])
+    shown = ", ".join(f"{name} (z {recent[-1][name]:.1f})" for name in clearest)
+    return Finding(
+        kind="augmentation-leaking",
+        severity="warning",
+        sentence=(
+            f"Samples vary more than real images in what augmentation changes, over {_RECENT_TICKS} ticks: {shown}; "
+            f"p is {history[-1].scalars.get('ada/p', 0.0):.2f}."
+        ),
+        advice=(
+            f"lower the p that training reaches: a higher train.ada_target, now {config.ada_target:g}, or more images",
+            "set train.augment to fundus, whose transforms are mild, or to none",
+            "look at the sample grid: a young generator also varies too much, and that passes",
+        ),
+    )
+
+
 def _overfit(history: Sequence[Tick], config: TrainConfig) -> Finding | None:
     if min(len(_values(history, name)) for name in ("signs/real", "signs/fake", "loss/generator")) < 2 * _SIGNS_TICKS:
         return None
@@ -385,6 +423,9 @@ class Monitor:
         self._real: dict[str, float] | None = None  # when first needed: only rank 0 ever looks
         self._history = list(history)
         self._samples: dict[str, float] = {}
+        self._real_traces: dict[str, Tensor] | None = None
+        self._fake_traces: deque[dict[str, Tensor]] = deque(maxlen=_LEAK_TICKS)
+        self._leaks: dict[str, float] = {}
         self._outputs: LayerOutputs | None = None
 
     def look(self, samples: NDArray[np.uint8], outputs: LayerOutputs) -> None:
@@ -394,14 +435,26 @@ class Monitor:
         self._samples = compare_statistics(sample_statistics(samples), self._real)
         self._outputs = outputs
 
+    def look_for_leaks(self, fakes: NDArray[np.uint8], transforms: Collection[str]) -> None:
+        """Compare generated images with real ones in what the augmentations change; those of some ticks are pooled."""
+        if self._real_traces is None:
+            self._real_traces = leak_statistics(_in_range(self._images[:_LEAK_REALS]))
+        self._fake_traces.append(leak_statistics(_in_range(fakes)))
+        pooled = {name: torch.cat([part[name] for part in self._fake_traces]) for name in self._real_traces}
+        self._leaks = {LEAK + leak.transform: leak.z for leak in find_leaks(self._real_traces, pooled, transforms)}
+
     def judge(self, tick: Tick, generator: Generator) -> Tick:
         """The tick with its scalars under `health/` and its findings; generator: with its last gradients."""
         gradients = {name: p.grad for name, p in generator.named_parameters() if p.grad is not None}
-        measured = self._samples | layer_statistics(generator, gradients, self._outputs)
+        measured = self._samples | layer_statistics(generator, gradients, self._outputs) | self._leaks
         tick = tick.model_copy(update={"scalars": tick.scalars | measured})
         self._history.append(tick)
         findings = diagnose(self._history, self._config, layer_names(generator))
         return tick.model_copy(update={"findings": tuple(findings)})
+
+
+def _in_range(images: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def reason_to_stop(findings: Iterable[Finding]) -> str:

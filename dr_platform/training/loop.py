@@ -102,6 +102,7 @@ def train(job: Job, state: TrainingState, images: ImageSet, group: Group, report
         due = done or stop or (tick_ends and ticks % config.checkpoint_ticks == 0)
         tick, ill = None, False
         if tick_ends:
+            _look_for_leaks(state, batches, group, monitor)
             tick = clock.tick(state, job.images_total, _draw_samples(state, group, reporter, monitor), due)
             state.totals = {}
             tick, ill = _judged(tick, config, state, group, monitor)
@@ -256,6 +257,23 @@ def _draw_samples(state: TrainingState, group: Group, reporter: Reporter, monito
         images = sampling.sample_images(generator, seeds, psi=1.0, batch=8, labels=labels)
     monitor.look(images, outputs)
     return reporter.samples(f"images-{state.images_seen:09d}.png", images)
+
+
+def _look_for_leaks(state: TrainingState, batches: Batches, group: Group, monitor: health.Monitor) -> None:
+    """Rank 0 draws other images each tick and has them compared with real ones, where augmentation is at work."""
+    augmentation, resolution = batches.augmentation, batches.images.resolution
+    if not group.is_first or augmentation is None or state.ada.p < health.LEAKS_FROM_P:
+        return
+    if resolution < health.LEAK_RESOLUTION:
+        return
+    # Real images that are mirrored, or of both eyes, look either way: a flip cannot be told.
+    both_ways = batches.config.mirror or batches.images.has_both_eyes
+    known = {"shift_whole": "shift"}
+    transforms = {known.get(name, name) for name in augmentation.transforms} - ({"flip"} if both_ways else set())
+    first = (state.step * health.LEAK_FAKES) % (sampling.SEED_LIMIT - health.LEAK_FAKES)
+    seeds, classes = range(first, first + health.LEAK_FAKES), batches.num_classes
+    labels = np.eye(classes)[np.arange(len(seeds)) % classes] if classes else None
+    monitor.look_for_leaks(sampling.sample_images(state.generator_ema, seeds, batch=16, labels=labels), transforms)
 
 
 class _Clock:

@@ -20,7 +20,9 @@ from dr_platform import checkpoint
 from dr_platform.config import Params, TrainConfig, load_params
 from dr_platform.data import partition
 from dr_platform.data.loader import ImageSet
+from dr_platform.data.phantom import phantom
 from dr_platform.errors import TrainingError
+from dr_platform.gan.augmentation import BGC, Augmentation, augment, draw
 from dr_platform.records import Finding, Tick
 from dr_platform.sampling import sample_images
 from dr_platform.training import health, loop
@@ -182,6 +184,28 @@ def test_p_near_its_cap_for_long(r_t, severity):
     assert ("r_t is still 0.85 (target 0.6)" in found.sentence) == (severity == "critical")
 
 
+def test_a_transform_that_leaks_in_three_ticks_is_named():
+    leaking = {"ada/p": 0.4, "health/leak_hue": 7.0}
+    found = only(judged(lambda index, c: c | leaking | ({"health/leak_shift": 9.0} if index % 2 else {})))
+    assert (found.kind, found.severity) == ("augmentation-leaking", "warning")
+    assert "hue (z 7.0); p is 0.40" in found.sentence
+    assert judged(lambda index, c: c | ({"health/leak_hue": 7.0} if index % 2 else {})) == []
+
+
+def test_the_monitor_finds_what_leaks_into_images_and_nothing_in_clean_ones():
+    photographs = np.stack([phantom(3, index, 64).image for index in range(192)])
+    fakes = torch.from_numpy(photographs[64:]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    leaking = augment(fakes, draw(128, torch.Generator().manual_seed(0)), 1.0, Augmentation(hue=1))
+    pixels = (leaking * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for images, expected in ((pixels, {"hue"}), (photographs[64:], set())):
+        monitor = health.Monitor(tiny_config(), photographs[:64], 16)
+        transforms = {name for name in BGC.transforms if name not in ("flip", "shift_whole")}
+        for part in np.split(images, 2):
+            monitor.look_for_leaks(np.ascontiguousarray(part), transforms)
+        assert {name.removeprefix(health.LEAK) for name in monitor._leaks} >= expected
+        assert bool(monitor._leaks) == bool(expected)
+
+
 def test_p_near_its_cap_for_a_moment_is_no_sign():
     assert judged(lambda index, c: c | {"ada/p": 0.8} if index > 4 else c) == []
 
@@ -329,7 +353,7 @@ def test_the_layers_a_finding_can_name_are_those_of_the_generator():
 def test_the_page_on_training_explains_every_finding_and_scalar():
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     kinds = set(re.findall(r'kind="([a-z-]+)"', Path(health.__file__).read_text()))
-    assert len(kinds) == 10
+    assert len(kinds) == 11
     assert [kind for kind in kinds if f"`{kind}`" not in page] == []
     scalars = {name for name in healthy(1)[0] if not name.endswith("_layer")}
     assert [name for name in scalars if name not in page and f"`_{name.rpartition('_')[2]}`" not in page] == []
