@@ -50,13 +50,13 @@ def generate(
     """Write one PNG per seed and a contact sheet of the first ones into `out`; returns how many images.
 
     model: NAME (its champion), NAME/VERSION, or a directory: of a checkpoint, or of imported networks.
-    grade: of a conditional model; None: that which it was trained for first.
+    grade: of a conditional model, or the place of an imported one's label; None: that which it was trained for first.
     Raises RegistryError or CheckpointError if the model is not there or its weights are not the recorded ones,
     ConfigError for a psi that is no number or a grade that the model does not draw.
     """
     if not -2 <= psi <= 2:
         raise ConfigError(f"--psi is {psi}. Use a number from 0 (the average image) to 1 (no truncation).")
-    generator, provenance = _load(project, model, grade)
+    generator, provenance = load(project, model, grade)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,19 +81,24 @@ def generate(
     return len(seeds)
 
 
-def _load(project: Project, model: str, grade: int | None) -> tuple[Generator, dict[str, str]]:
+def load(project: Project, model: str, grade: int | None = None) -> tuple[Generator, dict[str, str]]:
+    """A model's generator, ready to draw, and what is known of where it comes from; arguments as for `generate`."""
+    parent = None
     if (Path(model) / checkpoint.RECORD_FILE).is_file():
         record, generator = road.read_model(Path(model))
-        name, weights = record.run, record.files[checkpoint.GENERATOR_FILE].sha256
+        name, weights, parent = record.run, record.files[checkpoint.GENERATOR_FILE].sha256, record.parent
         if grade is not None:
             road.draw_grade(generator, record.classes or (record.grade,), grade)
     elif road.is_imported(project, model):
-        imported, generator = road.read_imported(project.root / model)
-        name, weights = f"{model} ({imported.licence})", imported.files[published.GENERATOR_FILE].sha256
+        imported, generator = road.read_imported(project.root / model, grade)
+        name, weights, parent = model, imported.files[published.GENERATOR_FILE].sha256, model
     else:
         name, weights, generator = road.read_registered(project, model, grade)
+        parent = name
+    licence = road.inherited_licence(project, parent)
     return generator, {
         "Software": f"dr_platform {__version__}",
         "Model": name,
         "Weights_SHA256": weights,
+        **({"Licence": licence} if licence else {}),
     }

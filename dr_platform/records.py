@@ -218,6 +218,7 @@ class Imported(Record):
         description="Published arguments of a G that we have no form of."
     )
     discriminator: dict[str, Any] | None = Field(description="Keyword arguments that rebuild D.")
+    dropped: tuple[str, ...] = Field((), description="What else the file held, such as augment_pipe.")
     files: dict[str, StoredFile]
 
 

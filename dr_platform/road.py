@@ -391,10 +391,31 @@ def is_imported(project: Project, name: str) -> bool:
     return (project.root / name / published.RECORD_FILE).is_file()
 
 
-def read_imported(directory: Path) -> tuple[Imported, Generator]:
+def inherited_licence(project: Project, model: str | None) -> str | None:
+    """The licence of the imported networks that a model is, or started from over any number of transfers.
+
+    model: NAME/VERSION, or a directory that `drp import` made. None where nothing was imported.
+    """
+    from dr_platform import published
+
+    seen: set[str] = set()
+    while model is not None and model not in seen:
+        seen.add(model)
+        if is_imported(project, model):
+            return Imported.read(project.root / model / published.RECORD_FILE).licence
+        name, _, number = model.rpartition("/")
+        if not number.isdigit():
+            return f"That of {model}, which is not here"
+        model = project.tracker().version(name, int(number)).tags.get("parent")
+    return None
+
+
+def read_imported(directory: Path, label: int | None = None) -> tuple[Imported, Generator]:
     """The verified record of imported networks, and their averaged generator, ready to draw.
 
-    Raises CheckpointError if a file is not the recorded one, or if the generator is not of a form that we have.
+    label: which one a conditional generator draws, by its place; None: the first.
+    Raises CheckpointError if a file is not the recorded one, or if the generator is not of a form that we have;
+    ConfigError if it knows no such label.
     """
     import safetensors.torch
 
@@ -408,7 +429,14 @@ def read_imported(directory: Path) -> tuple[Imported, Generator]:
             "Its discriminator may start a training: set transfer.parent."
         )
     weights = safetensors.torch.load_file(directory / published.GENERATOR_FILE)
-    return record, restore_generator(Generator(**record.generator), weights)
+    generator = restore_generator(Generator(**record.generator), weights)
+    if label is not None and not 0 <= label < generator.c_dim:
+        raise ConfigError(
+            f"{directory} draws {generator.c_dim or 'no'} labels, but label {label} was asked for (--grade). "
+            + (f"Choose from 0 to {generator.c_dim - 1}." if generator.c_dim else "Leave --grade out.")
+        )
+    generator.mapping.default_class = (label or 0) if generator.c_dim else None
+    return record, generator
 
 
 def _imported_weights(project: Project, parent: str) -> InitialWeights:

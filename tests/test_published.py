@@ -22,6 +22,7 @@ from torch import nn
 from dr_platform import published
 from dr_platform.errors import CheckpointError
 from dr_platform.gan import Discriminator, Generator
+from dr_platform.official_pickles import read_snapshot
 
 SOURCE = "import os\nos.makedirs({canary!r})\nraise SystemExit('the source ran')\n"
 
@@ -148,6 +149,11 @@ def test_every_weight_arrives(modules, tmp_path, protocol, name):
     critic.load_state_dict(safetensors.torch.load_file(tmp_path / "out" / published.DISCRIMINATOR_FILE))
     images = torch.randn(4, 3, 16, 16)
     assert torch.equal(critic(images), D(images))
+    for network, file in ((G, published.GENERATOR_FILE), (D, published.DISCRIMINATOR_FILE)):
+        stored = safetensors.torch.load_file(tmp_path / "out" / file)
+        assert {key: value.shape for key, value in stored.items()} == {
+            key: value.shape for key, value in network.state_dict().items()
+        }
     assert published.verify(tmp_path / "out") == record
     assert not (tmp_path / "canary").exists()
 
@@ -232,11 +238,62 @@ def network_with(value: Any) -> bytes:
     return reconstructing(persistent(state))
 
 
+def storage_stream(tensor: torch.Tensor, zipped: bool = False) -> bytes:
+    stream = io.BytesIO()
+    storage = torch.storage.TypedStorage(wrap_storage=tensor.untyped_storage(), dtype=tensor.dtype, _internal=True)
+    torch.save(storage, stream, _use_new_zipfile_serialization=zipped)
+    return stream.getvalue()
+
+
+def network_of(stream: bytes) -> bytes:
+    """A network whose one parameter looks at this stream of a storage."""
+    return network_with(
+        Calls(
+            torch._utils._rebuild_tensor_v2,
+            Calls(torch.storage._load_from_bytes, stream), 0, (2,), (1,), False, collections.OrderedDict(),
+        )
+    )  # fmt: skip
+
+
 def hostile(canary: str) -> dict[str, bytes]:
     run = f"__import__('os').makedirs({canary!r})"
     text = b"X" + struct.pack("<I", len(run)) + run.encode()
     directory = b"X" + struct.pack("<I", len(canary)) + canary.encode()
+    stream = storage_stream(torch.zeros(4))
+    deep_key = b"}N" + b"\x85" * 1_000_000 + b"K\x01s"
     return {
+        "key-of-a-million-tuples": b"\x80\x02" + deep_key + b".",
+        "set-of-a-million-tuples": b"\x80\x04\x8f(N" + b"\x85" * 1_000_000 + b"\x90.",
+        "list-in-itself": b"\x80\x02]q\x00h\x00a.",
+        "storage-that-claims-more": network_of(stream.replace(b"K\x04Nt", b"J\xff\xff\xff\x7fNt")),
+        "storage-that-claims-less": network_of(stream.replace(b"K\x04Nt", b"K\x03Nt")),
+        "storage-of-another-kind": network_of(stream.replace(b"torch\nFloatStorage", b"torch\nLoadStorage")),
+        "storage-cut-short": network_of(stream[:-1]),
+        "storage-that-goes-on": network_of(stream + b"\0"),
+        "storage-in-a-zip": network_of(storage_stream(torch.zeros(4), zipped=True)),
+        "storage-of-big-endians": network_of(stream.replace(b"endianq\x02\x88", b"endianq\x02\x89")),
+        "storage-that-is-empty": network_of(b""),
+        "storage-that-names-os": network_of(stream.replace(b"ctorch\nFloatStorage\n", b"cos\nsystem\n")),
+        "doubles": network_with(torch.zeros(2, dtype=torch.float64)),
+        "halves": network_with(torch.zeros(2, dtype=torch.float16)),
+        "whole-numbers": network_with(torch.zeros(2, dtype=torch.int64)),
+        "not-a-number": network_with(torch.tensor([1.0, float("nan")])),
+        "infinity": network_with(torch.tensor([1.0, float("inf")])),
+        "two-for-one": b"\x80\x02K\x01K\x02.",
+        "nothing-on-the-stack": b"\x80\x02.",
+        "mark-at-the-end": b"\x80\x02}(.",
+        "tuple-past-the-mark": b"\x80\x02K\x01(K\x02\x87.",
+        "memo-never-filled": b"\x80\x02h\x07.",
+        "text-that-promises-4-gib": b"\x80\x02X\xff\xff\xff\xff.",
+        "bytes-that-promise-more": b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",
+        "frame-that-promises-more": b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7fN.",
+        "buffer": b"\x80\x05\x97.",
+        "duplicate": b"\x80\x02N2\x86.",
+        "dictionary-without-a-value": b"\x80\x02}(K\x01u.",
+        "name-that-is-no-text": b"\x80\x04K\x01K\x02\x93.",
+        "call-of-a-number": b"\x80\x02K\x01)R.",
+        "call-of-a-table-row-that-is-a-class": b"\x80\x02cnumpy\nndarray\n)R.",
+        "call-without-arguments": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
         "global": b"cos\nmakedirs\n(" + directory + b"tR.",
         "stack-global": b"\x80\x04\x8c\x02os\x8c\x08makedirs\x93" + directory + b"\x85R.",
         "inst": b"(" + directory + b"ios\nmakedirs\n.",
@@ -316,20 +373,87 @@ def test_endless_arguments_are_refused(modules, tmp_path):
     state = {"_parameters": {}, "_buffers": {}, "_modules": {}, "_init_kwargs": endless, "_init_args": ()}
     path = tmp_path / "endless.pkl"
     path.write_bytes(reconstructing(persistent(state)))
-    with pytest.raises(CheckpointError, match="no end"):
+    with pytest.raises(CheckpointError, match="arguments without end"):
         published.import_file(path, tmp_path / "out")
 
 
 def test_a_billion_laughs_take_no_memory(tmp_path):
     """Nine lists of ten references to the one before: a thousand million items for whoever walks them."""
-    stream = b"\x80\x02]q\x00X\x02\x00\x00\x00haa"
+    stream = b"\x80\x02(]q\x00X\x02\x00\x00\x00haa"
     for level in range(9):
         stream += b"]" + b"q" + bytes([level + 1]) + b"(" + (b"h" + bytes([level])) * 10 + b"e"
     path = tmp_path / "laughs.pkl"
-    path.write_bytes(stream + b".")
+    path.write_bytes(stream + b"t.")
     assert max(position for _, _, position in pickletools.genops(path.read_bytes())) < 500
-    with pytest.raises(CheckpointError, match="holds no networks"):
-        published.read(path)
+    with pytest.raises(CheckpointError, match="instead of networks by name"):
+        read_snapshot(path)
+
+
+def test_modules_that_share_one_below_are_refused_before_anybody_walks_them(modules, tmp_path):
+    """Thirty levels of two references to the level below: a thousand million modules for whoever walks them."""
+    below = nn.Module()
+    for _ in range(30):
+        above = nn.Module()
+        above.left = above.right = below
+        below = above
+    # One Persistent for each module, so that pickling refers to it twice as well.
+    known: dict[int, Persistent] = {}
+
+    def shared(module: nn.Module) -> Persistent:
+        if id(module) not in known:
+            known[id(module)] = Persistent(nn.Module(), {} if module is below else None, "Twice", "")
+            state = known[id(module)].meta["state"]
+            state["_modules"] = {name: shared(child) for name, child in module._modules.items()}
+        return known[id(module)]
+
+    path = tmp_path / "shared.pkl"
+    path.write_bytes(pickle.dumps({"G_ema": shared(below)}, protocol=4))
+    with pytest.raises(CheckpointError, match=r"right is no module of its own"):
+        read_snapshot(path)
+
+
+@pytest.mark.parametrize("length", [1, 2, 100, 1000, 5000, -1000, -3, -1])
+def test_a_file_cut_short_is_refused_wherever_it_ends(modules, tmp_path, length):
+    path = pickled(tmp_path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match=r"is refused: it is truncated, damaged or no pickle"):
+        published.import_file(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"img_resolution": 2**20}, "img_resolution is 1.04858e\\+06, but must be from 4 to 4096"),
+        ({"filter_size": 10**5}, "filter_size is 100000, but must be from 1 to 32"),
+        ({"first_cutoff": 1e-9}, "first_cutoff is 1e-09"),
+        ({"channel_base": 2**20, "channel_max": 2**20}, "do not fit a Generator"),
+        ({"mapping_kwargs": {"num_layers": 10**9}}, "num_layers is 1e\\+09"),
+        ({"z_dim": -5}, "is refused"),
+        ({"w_dim": "8"}, "is refused"),
+        ({"c_dim": None}, "is refused"),
+        ({"backdoor": 1}, "no argument backdoor"),
+    ],
+)
+def test_arguments_that_ask_for_too_much_are_refused_before_they_get_it(modules, tmp_path, changed, message):
+    kwargs = GENERATORS["T"][0]
+    G = Generator(**generator_arguments(kwargs))
+    path = pickled(tmp_path, G_ema=Persistent(G, {**kwargs, **changed}, "Generator", ""))
+    with pytest.raises(CheckpointError, match=message):
+        published.import_file(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_that_is_missing_is_named(modules, tmp_path):
+    G = Generator(**generator_arguments(GENERATORS["T"][0]))
+    del G.mapping.fc1._parameters["bias"]
+    path = pickled(tmp_path, G_ema=Persistent(G, GENERATORS["T"][0], "Generator", ""))
+    with pytest.raises(CheckpointError, match=r"missing mapping.fc1.bias"):
+        published.import_file(path, tmp_path / "out")
+
+
+def test_what_is_dropped_is_in_the_record(modules, tmp_path):
+    assert published.import_file(pickled(tmp_path), tmp_path / "out").dropped == ("training_set_kwargs",)
 
 
 def test_weights_of_another_shape_are_named(modules, tmp_path):

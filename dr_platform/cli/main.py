@@ -44,6 +44,7 @@ for command in (
 ):
     app.command()(command)
 app.command("import")(weights.import_networks)
+app.command("export")(weights.export_onnx)
 
 
 def _keep_examples(group: typer.Typer) -> None:

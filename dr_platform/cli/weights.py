@@ -1,4 +1,4 @@
-"""drp import: networks from elsewhere."""
+"""drp import, export: networks from elsewhere, and for elsewhere."""
 
 from __future__ import annotations
 
@@ -40,3 +40,34 @@ def import_networks(
     if record.stylegan2_generator is not None:
         console.result(f"imported/{name}: a StyleGAN2 generator, kept as tensors; this platform cannot draw from it")
     console.say(record.licence)
+
+
+def export_onnx(
+    model: Annotated[
+        str, typer.Argument(help="NAME (its champion), NAME/VERSION, or the directory of a checkpoint or import.")
+    ],
+    onnx: Annotated[Path, typer.Option("--onnx", help="File to write.")],
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Images per call; the file knows no other number.")] = 1,
+) -> None:
+    """Write a model's generator as an ONNX file, once onnxruntime has drawn from it what torch draws.
+
+    Inputs: latents z, truncation psi (1 none), and one-hot labels c if the model is conditional. The file says that its
+    images are synthetic, from which weights they come, and which licence these carry.
+
+    Examples:
+      drp export fundus-dr1-stylegan3 --onnx fundus.onnx
+      drp export imported/stylegan3-t-ffhqu-256x256 --onnx ffhqu.onnx --batch 4
+    """
+    from dr_platform import generation, onnx_model
+    from dr_platform.errors import ConfigError
+    from dr_platform.road import Project
+
+    if onnx.is_dir():
+        raise ConfigError(f"--onnx {onnx} is a directory. Give the name of a file.")
+    console = Console()
+    generator, provenance = generation.load(Project.here(), model)
+    error = onnx_model.write(generator, onnx, provenance, batch)
+    console.result(f"{onnx}: {batch} x {generator.img_resolution} px, opset {onnx_model.OPSET}")
+    console.say(f"onnxruntime against torch: largest relative error {error:.1e}, at most {onnx_model.MOST_ERROR:g}")
+    if "Licence" in provenance:
+        console.say(provenance["Licence"])

@@ -62,10 +62,15 @@ def resample(
     up_xy = (up, up) if isinstance(up, int) else up
     down_xy = (down, down) if isinstance(down, int) else down
     small = filter is not None and filter.ndim == 2 and filter.numel() <= SMALL_FILTER and up_xy == (1, 1)
-    if x.device.type == "cpu" and not small:
+    if runs_on_cpu(x) and not small:
         resampler = resampler_for(x.shape[2:], x.dtype, filter, up_xy, down_xy, padding, gain)
         return _Resample.apply(x, resampler)  # type: ignore[no-any-return]
     return convolve(x, filter, up_xy, down_xy, padding, gain)
+
+
+def runs_on_cpu(x: Tensor) -> bool:
+    """Whether what follows computes on a CPU now, and may look at values: not where a graph is recorded for export."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 # --- Banded matrices ------------------------------------------------------------------------------------------------

@@ -52,13 +52,13 @@ def generator_from_state(init_kwargs: Mapping[str, Any], state: Mapping[str, np.
     Raises ValueError, in one line, for an argument we have no form of, and for missing, extra or misshapen arrays.
     """
     arguments = _translate(init_kwargs, Generator, _GENERATOR_RENAMED, _GENERATOR_FIXED)
-    return _load(Generator(**arguments), state)
+    return _load(Generator, arguments, state)
 
 
 def discriminator_from_state(init_kwargs: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Discriminator:
     """A residual discriminator with published weights, in float32 and evaluation mode. Otherwise as the generator."""
     arguments = _translate(init_kwargs, Discriminator, _DISCRIMINATOR_RENAMED, _DISCRIMINATOR_FIXED)
-    return _load(Discriminator(**arguments), state)
+    return _load(Discriminator, arguments, state)
 
 
 def _translate(
@@ -94,9 +94,11 @@ def _flatten(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in value.items())
 
 
-def _load(network: Network, state: Mapping[str, np.ndarray]) -> Network:
-    """`network` with every parameter and buffer taken from `state`."""
-    own = network.state_dict()
+def _load(kind: type[Network], arguments: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Network:
+    """A network of these arguments with every parameter and buffer taken from `state`."""
+    # First without memory: arguments may ask for far more weights than there are.
+    with torch.device("meta"):
+        own = kind(**arguments).state_dict()
     faults = [f"missing {name}" for name in own if name not in state]
     faults += [f"extra {name}" for name in state if name not in own]
     faults += [
@@ -106,8 +108,9 @@ def _load(network: Network, state: Mapping[str, np.ndarray]) -> Network:
     ]
     if faults:
         raise ValueError(
-            f"the weights do not fit a {type(network).__name__} of these arguments: {'; '.join(faults)}. "
+            f"the weights do not fit a {kind.__name__} of these arguments: {'; '.join(faults)}. "
             "Pass the arguments they were made with."
         )
+    network = kind(**arguments)
     network.load_state_dict({name: torch.from_numpy(np.array(state[name], dtype=np.float32)) for name in own})
     return network.eval()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels
-from .fir import banded_lrelu, resampler_for
+from .fir import banded_lrelu, resampler_for, runs_on_cpu
 from .fir import resample as resample  # for the networks an operator like the others
 
 LRELU_SLOPE = 0.2
@@ -37,7 +37,7 @@ def leaky_clamp(x: Tensor, slope: float = LRELU_SLOPE, clamp: float | None = Non
         return x
     # Values reach the limit only when a network diverges. Looking is several times cheaper than clamping and its
     # backward, but on a GPU it would wait for the device, and a compiler cannot trace what depends on values.
-    if x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling():
+    if runs_on_cpu(x) and x.numel() > 0:
         low, high = x.detach().aminmax()
         if low >= -clamp and high <= clamp:
             return x
@@ -77,7 +77,7 @@ def filtered_lrelu(
     """
     if up_filter is not None and down_filter is not None and kernels.applies(x, up_filter, down_filter, up, down):
         return kernels.filtered_lrelu(x, up_filter, down_filter, bias, None, up, down, padding, gain, slope, clamp)[0]
-    if x.device.type == "cpu" and up_filter is not None and down_filter is not None and slope >= 0 and gain > 0:
+    if runs_on_cpu(x) and up_filter is not None and down_filter is not None and slope >= 0 and gain > 0:
         raised = resampler_for(x.shape[2:], x.dtype, up_filter, (up, up), padding=padding, gain=gain * up**2)
         lowered = resampler_for(raised.size_out, x.dtype, down_filter, down=(down, down))
         return banded_lrelu(x, bias, raised, lowered, slope, clamp)

@@ -6,15 +6,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from small_networks import GENERATORS
 from small_project import assert_one_line_error, drp, make_project
 from test_published import hostile, modules, pickled  # noqa: F401  the fixture and the pickles
 
-from dr_platform import road
+from dr_platform import published, road
 from dr_platform.config import load_params
+from dr_platform.errors import ConfigError
+from dr_platform.generation import generate
 from dr_platform.records import TransferPlan
 from dr_platform.sampling import sample_images
 
@@ -36,7 +40,34 @@ def test_images_of_an_imported_generator_are_those_of_the_original(project):
     expected = sample_images(pickled.networks[0], range(4))
     found = [Image.open(project / "samples" / f"seed{seed:010d}.png") for seed in range(4)]
     assert np.array_equal(np.stack([np.array(image) for image in found]), expected)
-    assert "non-commercial" in found[0].text["Model"]
+    assert "non-commercial" in found[0].text["Licence"]
+
+
+def test_an_imported_generator_can_be_exported_with_its_licence(project):
+    done = drp(project, "export", "imported/snapshot", "--onnx", "out/snapshot.onnx", "--batch", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out/snapshot.onnx: 2 x 16 px, opset 20\n"
+    assert "largest relative error" in done.stderr
+    assert "non-commercial" in done.stderr
+    notes = {entry.key: entry.value for entry in onnx.load(project / "out" / "snapshot.onnx").metadata_props}
+    assert notes["Model"] == "imported/snapshot"
+    assert "non-commercial" in notes["Licence"]
+    assert_one_line_error(drp(project, "export", "absent/1", "--onnx", "absent.onnx"), "absent")
+
+
+def test_labels_of_an_imported_conditional_generator_are_chosen_like_grades(tmp_path, modules):  # noqa: F811
+    root = make_project(tmp_path / "project")
+    path = pickled(tmp_path, generator=GENERATORS["T-conditional"][0])
+    published.import_file(path, root / "imported" / "labelled")
+    here = road.Project(root, load_params(root))
+    for grade in (None, 0, 2):
+        out = tmp_path / f"label-{grade}"
+        generate(here, "imported/labelled", [5], 1.0, out, lambda done, total: None, grade)
+        labels = np.eye(3, dtype=np.float32)[[grade or 0]]
+        expected = sample_images(pickled.networks[0], [5], labels=labels)[0]
+        assert np.array_equal(np.array(Image.open(out / "seed0000000005.png")), expected)
+    with pytest.raises(ConfigError, match=r"draws 3 labels, but label 4 was asked for"):
+        generate(here, "imported/labelled", [5], 1.0, tmp_path / "none", lambda done, total: None, 4)
 
 
 def test_a_transfer_starts_from_both_networks(project):
