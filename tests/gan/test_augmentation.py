@@ -200,6 +200,15 @@ def test_draws_of_a_few_samples_are_those_of_the_batch():
     torch.testing.assert_close(part, whole[places], rtol=0, atol=1e-12)
 
 
+def test_each_band_of_the_filter_has_its_own_chance():
+    """At p = 1/2 all four act together in 1 of 16 samples, not in every second one."""
+    gates = drawn(4000).chosen("filter", 0.5).double()
+    assert gates.shape == (4000, 4)
+    assert float(gates.prod(dim=1).mean()) == pytest.approx(1 / 16, abs=4 * math.sqrt(1 / 16 * 15 / 16 / 4000))
+    untouched = augmenting._gains(drawn(4000), 0.5, only("filter")).eq(1).all(dim=1).double()
+    assert float(untouched.mean()) == pytest.approx(1 / 16, abs=4 * math.sqrt(1 / 16 * 15 / 16 / 4000))
+
+
 @pytest.mark.parametrize("preset", [BGC, FUNDUS, only("scale", scale_std=0.6)], ids=["bgc", "fundus", "shrinking"])
 def test_a_sample_does_not_depend_on_its_company(preset):
     """White images, and many that shrink: their canvas reaches furthest beyond the border."""
