@@ -120,6 +120,9 @@ class TrainConfig(Section):
     )
     ada_interval: PositiveInt = Field(4, description="Steps between adjustments of p.")
     ada_kimg: PositiveFloat = Field(500.0, description="p moves from 0 to 1 in no less than so many kimg.")
+    ada_limit: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="Largest adaptive p; beyond 0.8 augmentations leak into the samples."
+    )
     style_mixing: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Share of fakes whose later layers follow a second latent; StyleGAN3 uses none."
     )
