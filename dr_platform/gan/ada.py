@@ -9,17 +9,14 @@ Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data"
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 
 @dataclass(frozen=True)
 class AdaptiveP:
-    """p, and the signs counted since it last moved. Counts are integers: they add up the same in any order.
-
-    p never leaves [0, 1]. The published form has no upper limit, where a p beyond 1 acts as 1 and then takes as long to
-    come back as it took to get there.
-    """
+    """p, and the signs counted since it last moved. Counts are integers: they add up the same in any order."""
 
     p: float = 0.0
     signs: int = 0  # sum of the signs of D's logits for real images
@@ -34,14 +31,19 @@ class AdaptiveP:
         """With `count` more logits counted, whose signs sum to `signs`."""
         return replace(self, signs=self.signs + signs, count=self.count + count)
 
-    def adjusted(self, target: float, images: int, ada_images: float) -> AdaptiveP:
-        """p moved one step towards what holds r_t at `target`, and counting begun anew.
+    def adjusted(self, target: float, images: int, ada_images: float, limit: float | None = 1.0) -> AdaptiveP:
+        """p moved one step towards what holds r_t at `target`, and counting begun anew; unmoved if nothing was counted.
 
         images: shown since p last moved; ada_images: how many it takes to move p from 0 to 1.
+        limit: that p does not pass. The published form has none (None), but a p beyond 1 acts as 1 and takes as long to
+        come back as it took to get there. A limit below 1 leaves a share of the images untouched. At 1 there are none:
+        turned by any angle, for one, they no longer tell D which way is up, and the generator will not keep to it.
         """
+        if self.count == 0:
+            return self
         error = self.mean_sign - target
         step = images / ada_images * ((error > 0) - (error < 0))
-        return AdaptiveP(p=min(max(self.p + step, 0.0), 1.0))
+        return AdaptiveP(p=min(max(self.p + step, 0.0), math.inf if limit is None else limit))
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""

@@ -1,6 +1,6 @@
 """The augmentation pipeline of StyleGAN2-ADA: what the critic's images undergo, real and generated alike.
 
-Drawing is apart from applying. `draw` makes, for each sample, one random value and one random gate per transform, as a
+Drawing is apart from applying. `draw` makes, for each sample, random values and random gates for every transform, as a
 function of a generator of random numbers alone; `augment` is then a pure function of images, draws and p, whatever the
 company of a sample. So a step is the same for any number of workers, and a resumed training needs no saved state.
 
@@ -14,6 +14,7 @@ of the result to pixels of the image, origin at the centre, x right and y down.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, fields, replace
 
@@ -30,10 +31,18 @@ _VALUES = {
     "filter": 4, "noise": 1, "noise_seed": 1, "cutout": 2,
 }  # fmt: skip
 _NORMAL = {"scale", "aniso", "shift", "brightness", "contrast", "saturation", "filter", "noise"}
-_PLACES = {
-    name: slice(sum(list(_VALUES.values())[:index]), sum(list(_VALUES.values())[: index + 1]))
-    for index, name in enumerate(_VALUES)
-}
+# Gates: one for all values of a transform, but the bands of the filter are amplified each by its own chance.
+_GATES = dict.fromkeys(_VALUES, 1) | {"filter": 4}
+
+
+def _columns(counts: dict[str, int]) -> dict[str, slice]:
+    """Where each name's columns are, side by side."""
+    ends = list(itertools.accumulate(counts.values()))
+    return {name: slice(end - count, end) for (name, count), end in zip(counts.items(), ends, strict=True)}
+
+
+_PLACES = _columns(_VALUES)
+_GATE_PLACES = _columns(_GATES)
 _COLUMNS = sum(_VALUES.values())
 # The white axis of colour space: luma is along it, hue turns about it.
 _LUMA = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64) / math.sqrt(3)
@@ -130,7 +139,7 @@ def augmentation_named(name: str, flip: bool) -> Augmentation | None:
 
 @dataclass(frozen=True)
 class Draws:
-    """Random values [N, columns] and gates [N, transforms] of N samples, float64 on the CPU; independent of p."""
+    """Random values and gates, both [N, columns], of N samples, float64 on the CPU; independent of p."""
 
     values: Tensor
     gates: Tensor
@@ -144,8 +153,8 @@ class Draws:
         return self.values[:, _PLACES[name]].squeeze(1)
 
     def chosen(self, name: str, probability: float) -> Tensor:
-        """[N]: which samples a transform of this probability acts on."""
-        return self.gates[:, list(_VALUES).index(name)] < probability
+        """[N]: which samples a transform of this probability acts on; [N, k] for k gates."""
+        return self.gates[:, _GATE_PLACES[name]].squeeze(1) < probability
 
 
 def draw(number: int, generator: torch.Generator) -> Draws:
@@ -155,7 +164,7 @@ def draw(number: int, generator: torch.Generator) -> Draws:
     is_normal = torch.zeros(_COLUMNS, dtype=torch.bool)
     for name in _NORMAL:
         is_normal[_PLACES[name]] = True
-    gates = torch.rand(number, len(_VALUES), generator=generator, dtype=torch.float64)
+    gates = torch.rand(number, sum(_GATES.values()), generator=generator, dtype=torch.float64)
     return Draws(torch.where(is_normal, normal, uniform), gates)
 
 
@@ -282,7 +291,7 @@ def _gains(draws: Draws, p: float, augmentation: Augmentation) -> Tensor:
     acts = draws.chosen("filter", p * augmentation.filter)
     for band in range(4):
         gains = torch.ones_like(total)
-        gains[:, band] = torch.where(acts, strength[:, band], 1)
+        gains[:, band] = torch.where(acts[:, band], strength[:, band], 1)
         total = total * gains / (_BAND_POWER * gains.square()).sum(dim=1, keepdim=True).sqrt()
     return total
 

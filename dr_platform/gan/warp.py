@@ -61,13 +61,29 @@ def filter_bank() -> NDArray[np.float64]:
 
 
 def warp(images: Tensor, inverse: Tensor) -> Tensor:
-    """Each image under its transform, in its own frame.
+    """Each image under its transform, in its own frame; those under the identity as they are.
 
     images: [N, C, H, W]. inverse: float64 [N, 3, 3] on the CPU, maps pixels of the result to pixels of the image, with
-    the origin at the centre. Returns [N, C, H, W].
+    the origin at the centre. Returns [N, C, H, W] in the dtype of the images; coordinates never in less than float32.
+
+    An image does not depend on the others of its batch beyond the rounding of coordinates.
     """
-    height, width = images.shape[2:]
     inverse = inverse.to("cpu", torch.float64)
+    moves = (inverse != torch.eye(3, dtype=torch.float64)).any(dim=2).any(dim=1)
+    if not moves.any():
+        return images
+    if moves.all():
+        return _warp_all(images, inverse)
+    # At a small p most images rest, and the filters would give them back as they are.
+    places = moves.nonzero()[:, 0]
+    moved = _warp_all(images[places.to(images.device)], inverse[places])
+    return images.index_copy(0, places.to(images.device), moved)
+
+
+def _warp_all(images: Tensor, inverse: Tensor) -> Tensor:
+    dtype = images.dtype
+    images = images.to(torch.promote_types(dtype, torch.float32))
+    height, width = images.shape[2:]
     left, top, right, bottom = _margins(inverse, width, height)
     padded = F.pad(images, (left, right, top, bottom), mode="reflect")
     inverse = _shifted((left - right) / 2, (top - bottom) / 2) @ inverse
@@ -86,7 +102,7 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
     grid = F.affine_grid(theta, [len(images), images.shape[1], rows, columns], align_corners=False)
     looked_up = _Lookup.apply(fine, grid)
     crop = (len(_SYM6) - 2) // 2 - 2 * _REACH  # what the filter takes, less the canvas's margin
-    return resample(looked_up, taps.flip(0), down=2, padding=(crop, crop, crop, crop))
+    return resample(looked_up, taps.flip(0), down=2, padding=(crop, crop, crop, crop)).to(dtype)
 
 
 def band_gains(images: Tensor, gains: Tensor) -> Tensor:
@@ -106,21 +122,22 @@ def band_gains(images: Tensor, gains: Tensor) -> Tensor:
 
 
 def _margins(inverse: Tensor, width: int, height: int) -> tuple[int, int, int, int]:
-    """Pixels to add on the left, top, right and bottom, so that no transform of the batch looks beyond them."""
-    x, y = (width - 1) / 2, (height - 1) / 2
+    """Pixels to add on the left, top, right and bottom, so that no transform of the batch looks beyond them.
+
+    The downsampling filter reads the canvas up to `_REACH` pixels beyond the image's outermost ones; there the lookup
+    may fall between fine samples, half a pixel apart, which the upsampling filter made of `_REACH` pixels on each side.
+    The published margin takes the first reach as it is in the image, where a transform that shrinks stretches it: there
+    the outer taps see (in the fifth digit) how far others of the batch have moved.
+    """
+    x, y = (width - 1) / 2 + _REACH, (height - 1) / 2 + _REACH
     corners = torch.tensor([[-x, -y, 1], [x, -y, 1], [x, y, 1], [-x, y, 1]], dtype=torch.float64)
     reached = (inverse @ corners.t())[:, :2]  # [N, 2, 4]
     least, most = reached.amin(dim=(0, 2)).tolist(), reached.amax(dim=(0, 2)).tolist()
 
-    def needed(excursion: float, half: float, size: int) -> int:
-        # The canvas's margin, the filter's, and a pixel more than published: without it the last tap of the filter
-        # would see (in the seventh digit) how far others of the batch have moved.
-        return math.ceil(min(max(excursion + 2 * _REACH + 1 - half, 0), size - 1))
+    def needed(excursion: float, size: int) -> int:
+        return math.ceil(min(max(excursion + _REACH + 0.5 - (size - 1) / 2, 0), size - 1))
 
-    return (
-        needed(-least[0], x, width), needed(-least[1], y, height),
-        needed(most[0], x, width), needed(most[1], y, height),
-    )  # fmt: skip
+    return needed(-least[0], width), needed(-least[1], height), needed(most[0], width), needed(most[1], height)
 
 
 def _shifted(x: float, y: float) -> Tensor:
@@ -162,7 +179,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, samples: Tensor, grid: Tensor, shape: torch.Size) -> Tensor:
         ctx.save_for_backward(grid)
-        images = samples.new_zeros(shape)  # its values have no part in the gradient with respect to it
+        images = samples.new_zeros(1).expand(shape)  # its values have no part in the gradient with respect to it
         gradient, _ = torch.ops.aten.grid_sampler_2d_backward(samples, images, grid, 0, 0, False, [True, False])
         return gradient
 

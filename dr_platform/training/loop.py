@@ -218,7 +218,10 @@ def _adjust_augmentation(state: TrainingState, batches: Batches, scalars: Scalar
     state.ada = state.ada.after(round(float(signs)), scalars.counts["signs/real"] * group.world)
     if state.step % config.ada_interval == 0:
         state.ada = state.ada.adjusted(
-            target=config.ada_target, images=config.batch * config.ada_interval, ada_images=config.ada_kimg * 1000
+            target=config.ada_target,
+            images=config.batch * config.ada_interval,
+            ada_images=config.ada_kimg * 1000,
+            limit=config.ada_limit,
         )
 
 
