@@ -25,6 +25,9 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in ("tests", "tests/gan"))
+
+from trajectory import Trajectory  # of the tests: the published loop, written out
 
 from dr_platform import files
 from dr_platform.evaluation import equivariance as eq
@@ -41,11 +44,13 @@ from dr_platform.gan import (
     generator_loss,
     r1_penalty,
 )
+from dr_platform.gan.augmentation import BGC, Augmentation, augment, draws_at
 from dr_platform.gan.discriminator import ConvLayer, minibatch_std
 from dr_platform.gan.filters import binomial_filter, kaiser_attenuation, kaiser_beta, lowpass_filter
 from dr_platform.gan.generator import FourierInput, MappingNetwork
 from dr_platform.gan.ops import FullyConnected, filtered_lrelu, leaky_clamp, modulated_conv2d, resample
 from dr_platform.gan.schedule import layer_schedule
+from dr_platform.gan.warp import filter_bank, warp, wavelet_filter
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/golden-parity.txt"
@@ -504,6 +509,41 @@ def metrics_math(case: Golden) -> Errors:
     yield Error("precision, recall, Inception score: left out, not part of the report", None)
 
 
+def ada(case: Golden) -> Errors:
+    """Errors of images are relative to the largest published value."""
+    yield Error("filters", ROUNDED, relative(wavelet_filter(), case["Hz_geom"]))
+    yield Error("filters", ROUNDED, relative(filter_bank(), case["Hz_fbank"]))
+    names = {"xflip": "flip", "xint": "shift_whole", "xfrac": "shift", "imgfilter": "filter"}
+    for name, options in case.meta["cases"].items():
+        images, theirs = case[options["input"]], case[name]
+        wanted = Augmentation(**{names.get(each, each): 1.0 for each in options["enabled"]})
+        draws = draws_at(len(images), options["percentile"])
+        ours = augment(images, draws, 1.0, wanted, case.get(f"{name}/noise_field"))
+        yield Error("images", FORWARD, float((ours - theirs).abs().max() / theirs.abs().max()))
+    for percentile in (0.3, 0.5, 0.7):
+        images = case["x_rgb"].requires_grad_()
+        ours = augment(images, draws_at(len(images), percentile), 1.0, BGC)
+        (gradient,) = gradients(ours, case[f"bgc_grad/p{percentile}/dy"], images)
+        yield Error("gradient of bgc by the images", GRADIENT, relative(gradient, case[f"bgc_grad/p{percentile}/dx"]))
+    moved, theirs = warp(case["random/x"], case["random/geometry_G_inv_pixel"].double()), case["random/geometry_y"]
+    yield Error("images under drawn transforms", FORWARD, float((moved - theirs).abs().max() / theirs.abs().max()))
+
+
+def trajectories(case: Golden) -> Errors:
+    """Adam turns gradients near zero into whole steps, so single tensors part early and all of them in the end."""
+    for iteration in Trajectory(case).replay():  # type: ignore[arg-type]
+        for network in ("G", "D", "G_ema"):
+            theirs = case.below(f"after_it{iteration.index:02d}/{network}/")
+            ours = iteration.state(network)
+            errors = [relative(ours[key], value) for key, value in theirs.items() if value.any()]
+            if errors and iteration.index == 0:
+                yield Error("every tensor after the first iteration", FORWARD, max(errors))
+            elif errors and iteration.index == 1:
+                yield Error("median tensor after the second iteration", FORWARD, float(np.median(errors)))
+            elif errors:
+                yield Error("median tensor after the last iterations", 1e-2, float(np.median(errors)))
+
+
 def sampler(_: Golden) -> Errors:
     yield Error("not compared: the order of samples is our own (data/partition.py: each image once per epoch)", None)
 
@@ -526,6 +566,8 @@ PARITY: dict[str, Callable[[Golden], Errors]] = {
     "eq_operators.npz": eq_operators,
     "eq_[rt]*.npz": equivariance,
     "metrics_math.npz": metrics_math,
+    "ada.npz": ada,
+    "train_*.npz": trajectories,
     "sampler.npz": sampler,
 }
 
