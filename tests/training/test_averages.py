@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 from tiny_training import tiny_config, tiny_images, tiny_job, tiny_state
 
-from dr_platform.errors import CheckpointError
+from dr_platform.errors import CheckpointError, TrainingError
 from dr_platform.gan import posthoc
 from dr_platform.training import averages, loop
+from dr_platform.training.group import Group
 from dr_platform.training.report import SilentReporter
 
 STEPS = 120
@@ -33,8 +34,6 @@ class Tracking(SilentReporter):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    from dr_platform.training.group import Group
-
     config, root = tiny_config(**CONFIG), tmp_path_factory.mktemp("run")
     state = tiny_state(config)
     tracking = Tracking(state, 0.13)
@@ -144,3 +143,10 @@ def test_a_snapshot_of_something_else_is_named(copied, change, words):
     safetensors.torch.save_file(change(safetensors.torch.load_file(path)), path)
     with pytest.raises(CheckpointError, match=f"step-00000008.safetensors {words}"):
         averages.reconstruct(root, 0.1)
+
+
+def test_a_snapshot_that_cannot_be_written_ends_the_training_in_one_line(tmp_path):
+    config = tiny_config(kimg=0.016, tick_kimg=10, posthoc_kimg=0.008)
+    (tmp_path / averages.SNAPSHOTS).write_text("in the way")
+    with pytest.raises(TrainingError, match=r"averages cannot be written: .*\. Free some space or make it writable"):
+        loop.train(tiny_job(config, tmp_path), tiny_state(config), tiny_images(), Group(), SilentReporter())
