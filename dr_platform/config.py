@@ -23,7 +23,7 @@ Grade = Annotated[int, Field(ge=0, le=4, strict=True)]
 Visibility = Literal["public", "proprietary"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Width = Annotated[int, Field(gt=0, le=2**20)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Kimg = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]  # a trillion images; counts of steps stay numbers
 LearningRate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -79,7 +79,7 @@ class TrainConfig(Section):
 
     config: Literal["stylegan3-t", "stylegan3-r"] = Field(description="Translation or rotation equivariant.")
     subset: PositiveInt | None = Field(description="Number of training images, nested by size; null takes all.")
-    kimg: PositiveFloat = Field(description="Length of the training, thousands of images.")
+    kimg: Kimg = Field(description="Length of the training, thousands of images.")
     batch: Annotated[int, Field(gt=0, le=65536)] = Field(
         description="Images per optimiser step over all workers together."
     )
@@ -104,7 +104,7 @@ class TrainConfig(Section):
     mbstd_group: PositiveInt = Field(description="Images compared by the minibatch standard deviation.")
     lr_generator: LearningRate = Field(description="Adam's learning rate for G.")
     lr_discriminator: LearningRate = Field(description="Adam's learning rate for D.")
-    ema_kimg: PositiveFloat = Field(description="Half-life of the average of G's weights, kimg.")
+    ema_kimg: Kimg = Field(description="Half-life of the average of G's weights, kimg.")
     ema_rampup: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         description="Half-life is at most this share of kimg so far; null: no such limit."
     )
@@ -119,7 +119,7 @@ class TrainConfig(Section):
         0.6, description="Mean sign of D's logits for real images that ADA holds."
     )
     ada_interval: PositiveInt = Field(4, description="Steps between adjustments of p.")
-    ada_kimg: PositiveFloat = Field(500.0, description="p moves from 0 to 1 in no less than so many kimg.")
+    ada_kimg: Kimg = Field(500.0, description="p moves from 0 to 1 in no less than so many kimg.")
     ada_limit: Annotated[float, Field(gt=0, le=1)] = Field(
         0.8, description="Largest adaptive p; beyond 0.8 augmentations leak into the samples."
     )
@@ -129,7 +129,7 @@ class TrainConfig(Section):
     blur_sigma: Annotated[float, Field(ge=0, le=64)] | Literal["auto"] = Field(
         "auto", description="Blur of all that D sees at the start, pixels; auto: 10 for config R, else none."
     )
-    blur_kimg: PositiveFloat | Literal["auto"] = Field(
+    blur_kimg: Kimg | Literal["auto"] = Field(
         "auto", description="The blur has faded after so many kimg; auto: 200 at batch 32, in proportion."
     )
     condition_on: list[Grade] = Field(
@@ -143,13 +143,13 @@ class TrainConfig(Section):
         4, description="How many of the highest resolutions use it."
     )
     tf32: bool = Field(False, description="Let a GPU round factors of float32 products to 10 bits; never in metrics.")
-    posthoc_kimg: PositiveFloat | None = Field(
+    posthoc_kimg: Kimg | None = Field(
         None, description="Keep snapshots of two power-function averages of G every so many kimg, for `drp average`."
     )
     freeze_discriminator: Annotated[int, Field(ge=0, le=100)] = Field(
         description="First layers of D kept as they start."
     )
-    tick_kimg: PositiveFloat = Field(description="Report and draw samples every so many kimg.")
+    tick_kimg: Kimg = Field(description="Report and draw samples every so many kimg.")
     checkpoint_ticks: PositiveInt = Field(description="Commit a checkpoint every so many ticks.")
     stop_when_unhealthy: bool = Field(False, description="Stop, with a checkpoint, at a critical finding of a tick.")
     seed: Seed = Field(description="Weights, order of images and latents.")
@@ -170,6 +170,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"gamma is {self.gamma} and r1_lambda is {self.r1_lambda}, but exactly one of them sets the R1 weight. "
                 "Set the other to null"
+            )
+        if self.posthoc_kimg is not None and self.posthoc_kimg > self.kimg:
+            raise ValueError(
+                f"posthoc_kimg is {self.posthoc_kimg:g}, but the training ends after {self.kimg:g} kimg (kimg): one "
+                f"snapshot gives no average of another length. Use about kimg / 40, {self.kimg / 40:.3g}"
             )
         if len(set(self.condition_on)) != len(self.condition_on):
             raise ValueError(f"condition_on names a grade twice: {self.condition_on}. Name each once")
@@ -241,7 +246,7 @@ class SweepConfig(Section):
 
     sizes: list[PositiveInt] = Field(min_length=1, description="Numbers of training images.")
     gammas: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(min_length=1, description="R1 weights.")
-    kimg: PositiveFloat = Field(description="Length of each trial, kimg.")
+    kimg: Kimg = Field(description="Length of each trial, kimg.")
     metric: Literal["fid", "kid"] = Field(description="What ranks the trials; lower is better.")
     max_concurrent: PositiveInt = Field(description="Trials at one time.")
 
@@ -253,7 +258,7 @@ class TransferConfig(Section):
     parent: str | None = Field(
         description="Where weights come from: NAME/VERSION, set by `drp transfer`, or imported/NAME."
     )
-    kimg: PositiveFloat = Field(description="Length of the transfer training, kimg.")
+    kimg: Kimg = Field(description="Length of the transfer training, kimg.")
     freeze_discriminator: Annotated[int, Field(ge=0, le=100)] = Field(
         description="First layers of D kept as they start."
     )

@@ -92,7 +92,9 @@ def load(project: Project, model: str, grade: int | None = None) -> tuple[Genera
             road.draw_grade(generator, record.classes or (record.grade,), grade)
     elif road.is_imported(project, model):
         imported, generator = road.read_imported(project.root / model, grade)
-        name, weights, parent = model, imported.files[published.GENERATOR_FILE].sha256, model
+        # Not the path that was typed: what is drawn travels, and where things lie on this machine is nobody's business.
+        name = f"{published.IMPORTS}/{road.import_directory(project, model).name}"
+        weights, parent = imported.files[published.GENERATOR_FILE].sha256, model
     else:
         name, weights, generator = road.read_registered(project, model, grade)
         parent = name

@@ -34,6 +34,8 @@ SWEEP_TICKS = 4  # ticks of a trial, each with a checkpoint
 _SHARE_OF_MEMORY = 0.9
 _PATIENCE_SECONDS = 120.0
 _EQUIVARIANCE_PASSES = 4  # per image of EQ-T and EQ-R
+_MOST_KIMG = 1e9  # as in params.yaml
+_MOST_PRICE = 1e9
 _LEAST_STEPS, _MOST_STEPS = 2, 100
 
 
@@ -125,9 +127,9 @@ def make_plan(
         raise ConfigError(
             f"--steps is {steps}, but a spread needs at least {_LEAST_STEPS} (and at most {_MOST_STEPS}). Use 3."
         )
-    if kimg is not None and not 0 < kimg < math.inf:
-        raise ConfigError(f"--kimg is {kimg:g}. Give a positive number of thousands of images.")
-    if price is not None and not 0 <= price < math.inf:
+    if kimg is not None and not 0 < kimg <= _MOST_KIMG:
+        raise ConfigError(f"--kimg is {kimg:g}. Give thousands of images, above 0 and at most {_MOST_KIMG:g}.")
+    if price is not None and not 0 <= price <= _MOST_PRICE:
         raise ConfigError(f"--gpu-price is {price:g}. Give the price of one GPU for an hour, such as 2.5.")
     params = _with_length(params, kimg, sweep)
     wanted = _resources(params, sweep)

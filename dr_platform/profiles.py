@@ -22,6 +22,7 @@ from dr_platform.config import PARAMS_FILE, parse_params
 from dr_platform.errors import ConfigError
 
 _WIDTH = 120
+_READ_BY_DVC: dict[str, dict[str, Any]] = {"train": {"condition_on": []}}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,24 @@ def use(name: str, root: Path) -> list[Change]:
     if name != "public-only":
         values = {"profile": name, **values}
     return edit(root, values)
+
+
+def complete(root: Path) -> list[Change]:
+    """Add what dvc.yaml reads and a params.yaml of an earlier version lacks, at the value that changes nothing.
+
+    `drp` itself takes absent keys for their defaults, but DVC reads no stage of a dvc.yaml whose foreach finds nothing.
+    """
+    missing = {
+        section: lacking
+        for section, needed in _READ_BY_DVC.items()
+        if (lacking := {key: value for key, value in needed.items() if key not in _section(root, section)})
+    }
+    return edit(root, missing) if missing else []
+
+
+def _section(root: Path, name: str) -> dict[str, Any]:
+    """A section as it stands in the file; load_params has found it valid."""
+    return yaml.safe_load((root / PARAMS_FILE).read_text(encoding="utf-8"))[name]
 
 
 def edit(root: Path, values: dict[str, Any]) -> list[Change]:

@@ -6,6 +6,7 @@ tensors; the directory is written aside and renamed, so that a reader never sees
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +17,14 @@ import safetensors.torch
 from torch import Tensor
 
 from dr_platform import files
-from dr_platform.errors import CheckpointError
+from dr_platform.errors import CheckpointError, ConfigError
 from dr_platform.gan import Discriminator, Generator, discriminator_from_state, generator_from_state
 from dr_platform.official_pickles import PublishedNetwork, read_snapshot
 from dr_platform.records import Imported, StoredFile
 
 Network = TypeVar("Network", Generator, Discriminator)
 
+IMPORTS = "imported"  # in a project
 RECORD_FILE = "imported.json"
 GENERATOR_FILE = "generator_ema.safetensors"
 DISCRIMINATOR_FILE = "discriminator.safetensors"
@@ -77,7 +79,7 @@ def import_file(path: Path, target: Path) -> Imported:
             content = {key: np.array(_array(value), order="C") for key, value in tensors.items()}
             safetensors.numpy.save_file(content, aside / name)
         record = Imported(
-            source=path.name,
+            source=path.name.encode("utf-8", "backslashreplace").decode(),  # a name need not be UTF-8
             source_sha256=files.sha256_file(path),
             licence=LICENCE,
             generator=arguments.get("generator"),
@@ -91,6 +93,26 @@ def import_file(path: Path, target: Path) -> Imported:
         )
         record.write(aside / RECORD_FILE)
     return record
+
+
+def require_free(target: Path, path: Path) -> None:
+    """Raise ConfigError if an import of `path` into `target` would replace something other than an import of it.
+
+    A transfer names its parent imported/NAME and DVC does not look inside, so NAME stands for one file only. A damaged
+    import may be replaced by a sound one.
+    """
+    if not os.path.lexists(target):
+        return
+    if not (target / RECORD_FILE).is_file():
+        raise ConfigError(f"{target} exists and is no import. Choose another --name, or move it away.")
+    try:
+        found = Imported.read(target / RECORD_FILE)
+    except CheckpointError:
+        return
+    if path.is_file() and files.sha256_file(path) != found.source_sha256:
+        raise ConfigError(
+            f"{target} is an import of another file ({found.source}). Choose another --name, or remove {target}."
+        )
 
 
 def verify(directory: Path) -> Imported:

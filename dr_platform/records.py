@@ -59,7 +59,7 @@ class Record(BaseModel):
             raise cls.failure(
                 f"{path} is not a {cls.__name__} of version {version}: {where}: {first['msg']}. {cls.remedy}"
             ) from None
-        except ValueError:
+        except (ValueError, RecursionError):  # brackets within brackets without end
             raise cls.failure(f"{path} is damaged: it does not match its own digest. {cls.remedy}") from None
 
     @staticmethod

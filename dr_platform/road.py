@@ -310,7 +310,7 @@ def read_model(directory: Path) -> tuple[Checkpoint, Generator]:
 def draw_grade(generator: Generator, classes: Sequence[int], grade: int) -> None:
     """Let a conditional generator draw images of `grade` unless told otherwise.
 
-    classes: the grades in the order of its labels, none for a generator of one grade.
+    classes: the grades in the order of its labels; none, or the only one, for a generator of one grade.
     Raises ConfigError if the generator knows no such grade.
     """
     if not classes:
@@ -318,7 +318,8 @@ def draw_grade(generator: Generator, classes: Sequence[int], grade: int) -> None
     if grade not in classes:
         known = ", ".join(str(known) for known in classes)
         raise ConfigError(f"This generator draws grades {known}, but grade {grade} was asked for. Choose one of them.")
-    generator.mapping.default_class = list(classes).index(grade)
+    if generator.c_dim:
+        generator.mapping.default_class = list(classes).index(grade)
 
 
 def read_registered(project: Project, model: str, grade: int | None = None) -> tuple[str, str, Generator]:
@@ -340,7 +341,8 @@ def read_registered(project: Project, model: str, grade: int | None = None) -> t
     with tempfile.TemporaryDirectory() as directory:
         loaded = tracker.load_generator(name, number, Path(directory) / "generator")
         generator = restore_generator(Generator(**loaded.init_kwargs), safetensors.torch.load_file(loaded.weights))
-        draw_grade(generator, loaded.classes, loaded.grade if grade is None else grade)
+        if grade is not None or loaded.classes:
+            draw_grade(generator, loaded.classes or (loaded.grade,), loaded.grade if grade is None else grade)
         return f"{name}/{number}", files.sha256_file(loaded.weights), generator
 
 
@@ -365,7 +367,7 @@ def _initial_weights(project: Project, tracker: Tracker) -> InitialWeights:
 
     parent = project.params.transfer.parent
     if parent is not None and is_imported(project, parent):
-        return _imported_weights(project, parent)
+        return _imported_weights(project, import_name(project, parent))
     if parent is None or parent.rpartition("/")[2].isdigit() is False:
         raise ConfigError(
             f"transfer.parent is {parent!r}, but a transfer starts from a model version. "
@@ -391,6 +393,27 @@ def is_imported(project: Project, name: str) -> bool:
     from dr_platform import published
 
     return (project.root / name / published.RECORD_FILE).is_file()
+
+
+def import_directory(project: Project, model: str) -> Path:
+    """The directory that `model`, relative to the project, stands for, without dots and doubled or last slashes."""
+    return Path(os.path.normpath(project.root / model))
+
+
+def import_name(project: Project, model: str) -> str:
+    """imported/NAME of an import of this project, however its path was typed: names of parents travel, paths do not.
+
+    Raises ConfigError for an import that lies elsewhere.
+    """
+    from dr_platform import published
+
+    directory = import_directory(project, model)
+    if directory.parent != project.root / published.IMPORTS:
+        raise ConfigError(
+            f"{model} does not lie directly in {project.root / published.IMPORTS}, where a transfer takes its parent "
+            "from. Run: drp import FILE.pkl"
+        )
+    return f"{published.IMPORTS}/{directory.name}"
 
 
 def inherited_licence(project: Project, model: str | None) -> str | None:

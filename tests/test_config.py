@@ -48,6 +48,8 @@ def test_the_default_parameters_are_valid():
         ("train.condition_on", [2, 2], r"train: condition_on names a grade twice"),
         ("train.condition_on", [1], r"train.condition_on names grade 1, which prepare.grade trains on already"),
         ("train.kimg", "long", r"train.kimg is 'long'"),
+        ("train.kimg", 1e308, r"train.kimg is 1e\+308: .*less than or equal to 1000000000"),
+        ("train.posthoc_kimg", 20, r"train: posthoc_kimg is 20, but the training ends after 10 kimg .* Use about"),
         ("train.learning_rate", 0.1, r"train.learning_rate is not a known parameter"),
         ("train.config", "stylegan2", r"train.config is 'stylegan2'"),
         ("phantom.images", {"public": 3}, r"phantom: images has no count for proprietary"),

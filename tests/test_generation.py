@@ -1,8 +1,15 @@
-"""Seeds as people write them."""
+"""Seeds as people write them, and models of the grade asked for."""
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 
+from dr_platform import road
+from dr_platform.config import load_params
 from dr_platform.errors import ConfigError
+from dr_platform.gan import Generator
 from dr_platform.generation import parse_seeds
 
 
@@ -30,3 +37,19 @@ def test_a_million_and_one_images_are_refused():
     assert len(parse_seeds("0-999999")) == 1_000_000
     with pytest.raises(ConfigError, match="more than 1,000,000"):
         parse_seeds("0-1000000")
+
+
+def test_a_registered_model_of_one_grade_is_not_drawn_as_another(tmp_path, monkeypatch):
+    small = {"z_dim": 8, "w_dim": 8, "img_resolution": 16, "num_layers": 4, "channel_base": 128, "channel_max": 8}
+    generator = Generator(**small)
+    weights = tmp_path / "generator.safetensors"
+    safetensors.torch.save_file(generator.state_dict(), weights)
+    loaded = SimpleNamespace(init_kwargs=generator.init_kwargs, weights=weights, classes=(), grade=1)
+    tracker = SimpleNamespace(resolve=lambda name, wanted: 3, load_generator=lambda *arguments: loaded)
+    monkeypatch.setattr(road.Project, "tracker", lambda project: tracker)
+    project = road.Project(tmp_path, load_params(Path(__file__).parents[1]))
+    for grade in (None, 1):
+        name, _, drawn = road.read_registered(project, "model/3", grade)
+        assert (name, drawn.mapping.default_class) == ("model/3", None)
+    with pytest.raises(ConfigError, match="draws grades 1, but grade 3 was asked for"):
+        road.read_registered(project, "model/3", 3)

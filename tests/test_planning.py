@@ -279,8 +279,10 @@ def test_a_plan_for_people_names_what_it_assumes(project, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--kimg", "0"], r"--kimg is 0\. Give a positive number"),
+        (["--kimg", "0"], r"--kimg is 0\. Give thousands of images, above 0"),
         (["--kimg", "nan"], r"--kimg is nan"),
+        (["--kimg", "1e308"], r"--kimg is 1e\+308\. Give thousands of images, .* at most 1e\+09"),
+        (["--gpu-price", "1e308"], r"--gpu-price is 1e\+308\. Give the price"),
         (["--gpu-price", "-1"], r"--gpu-price is -1\. Give the price of one GPU for an hour"),
         (["--steps", "1"], r"--steps is 1, but a spread needs at least 2"),
         (["--profile", "paper"], r"There is no profile 'paper'\. Known: demo"),

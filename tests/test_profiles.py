@@ -75,3 +75,16 @@ def test_an_edit_that_makes_no_sense_leaves_the_file(project):
     with pytest.raises(ConfigError, match=r"train: batch is 3"):
         profiles.edit(project, {"train": {"batch": 3}})
     assert (project / "params.yaml").read_bytes() == before
+
+
+def test_a_file_of_an_earlier_version_gets_what_dvc_reads_and_nothing_else(tmp_path):
+    path = tmp_path / "params.yaml"
+    text = (Path(__file__).parents[1] / "params.yaml").read_text()
+    path.write_text("".join(line for line in text.splitlines(True) if "condition_on" not in line))
+    before = load_params(tmp_path)
+    (change,) = profiles.complete(tmp_path)
+    assert (change.key, change.after) == ("train.condition_on", [])
+    assert load_params(tmp_path) == before
+    assert "condition_on: []" in path.read_text()
+    assert path.read_text().count("#") == text.count("#") - 1  # the comments are kept
+    assert profiles.complete(tmp_path) == []

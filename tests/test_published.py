@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import io
+import os
 import pickle
 import pickletools
 import struct
@@ -20,7 +21,7 @@ from small_networks import CRITIC, GENERATORS
 from torch import nn
 
 from dr_platform import published
-from dr_platform.errors import CheckpointError
+from dr_platform.errors import CheckpointError, ConfigError
 from dr_platform.gan import Discriminator, Generator
 from dr_platform.official_pickles import read_snapshot
 
@@ -470,3 +471,33 @@ def test_weights_of_another_shape_are_named(modules, tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"absent.pkl cannot be read: No such file"):
         published.import_file(tmp_path / "absent.pkl", tmp_path / "out")
+
+
+def test_an_import_replaces_nothing_but_itself(modules, tmp_path):
+    path, target = pickled(tmp_path), tmp_path / "imported" / "net"
+    published.require_free(target, path)
+    record = published.import_file(path, target)
+    published.require_free(target, path)
+    other = tmp_path / "other.pkl"
+    other.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(ConfigError, match=rf"is an import of another file \({record.source}\). Choose another --name"):
+        published.require_free(target, other)
+    (target / published.RECORD_FILE).write_text("{}")
+    published.require_free(target, other)  # what is damaged may be made anew
+    for kind in ("file", "directory"):
+        (tmp_path / kind).mkdir() if kind == "directory" else (tmp_path / kind).write_text("mine")
+        with pytest.raises(ConfigError, match="exists and is no import"):
+            published.require_free(tmp_path / kind, path)
+
+
+def test_a_file_name_that_is_not_utf8_is_recorded_in_escapes(modules, tmp_path):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.pkl"))
+    odd.write_bytes(pickled(tmp_path).read_bytes())
+    assert published.import_file(odd, tmp_path / "net").source == "caf\\udce9.pkl"
+    assert published.verify(tmp_path / "net").source == "caf\\udce9.pkl"
+
+
+def test_a_record_of_brackets_without_end_is_damaged(tmp_path):
+    (tmp_path / published.RECORD_FILE).write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"imported\.json is damaged"):
+        published.verify(tmp_path)

@@ -32,6 +32,7 @@ def init() -> None:
     from dr_platform.road import Project
 
     project = Project.here()
+    _complete(Console(), project)
     lineage.init_project(project.root)
     project.tracker()
     Console().say("DVC and MLflow are ready: remotes `public` and `private`, tracking in " + _tracking(project))
@@ -52,6 +53,7 @@ def demo() -> None:
     console = Console()
     start = time.monotonic()
     root = Path.cwd()
+    _complete(console, Project.here())
     lineage.init_project(root)
     console.say("$ dvc repro")
     changed = lineage.repro(root)
@@ -214,6 +216,14 @@ def sweep(
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
+def _complete(console: Console, project: Project) -> None:
+    """Let DVC read a params.yaml that was written before dvc.yaml asked for more."""
+    from dr_platform import profiles
+
+    for change in profiles.complete(project.root):
+        console.say(f"params.yaml is of an earlier version: added {change.key}: {change.after}")
+
+
 def _promote(project: Project, version: str, *, dry_run: bool = False, model: str | None = None) -> Decision:
     from dr_platform import road
 
@@ -231,19 +241,22 @@ def _transfer(console: Console, project: Project, targets: list[int], parent: st
     """Set the targets and the parent in params.yaml and run their stages; whether anything changed."""
     from dr_platform import lineage, profiles
     from dr_platform.errors import ConfigError, RegistryError
-    from dr_platform.road import is_imported
+    from dr_platform.road import import_name, is_imported
 
     if project.grade in targets:
         raise ConfigError(
             f"Grade {project.grade} is the one that prepare.grade trains from scratch. Choose another --to."
         )
+    _complete(console, project)
     tracker = project.tracker()
     if parent is None:
         champion = tracker.champion(project.model_name)
         if champion is None:
             raise RegistryError(f"{project.model_name} has no champion to start from. Run: drp promote latest")
         parent = f"{project.model_name}/{champion}"
-    elif not is_imported(project, parent):
+    elif is_imported(project, parent):
+        parent = import_name(project, parent)
+    else:
         name, _, wanted = parent.rpartition("/") if "/" in parent else (parent, "", "champion")
         parent = f"{name}/{tracker.resolve(name, wanted)}"
     console.say(f"starting from {parent}")

@@ -16,7 +16,7 @@ def generate(
     ],
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0-63 or 1,5,9-12.")] = "0-15",
     grade: Annotated[
-        int | None, typer.Option(min=0, max=4, help="Grade that a conditional model draws; default: its first.")
+        int | None, typer.Option(min=0, max=4, help="Grade that a conditional model draws; default: that of its name.")
     ] = None,
     psi: Annotated[float, typer.Option(help="Truncation: 1 none, 0 the average image.")] = 1.0,
     out: Annotated[Path, typer.Option(help="Directory for the images; made if absent.")] = Path("samples"),
@@ -42,7 +42,9 @@ def generate(
 
 def average(
     length: Annotated[float, typer.Option(help="Length as a share of the training so far, 0.03 to 0.25.")] = 0.1,
-    step: Annotated[int | None, typer.Option(min=1, help="After which step; default: the last snapshot.")] = None,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="After which step; one with a snapshot, by default the last.")
+    ] = None,
     grade: Annotated[int | None, typer.Option(min=0, max=4, help="Whose model; default: prepare.grade.")] = None,
 ) -> None:
     """Average the generator over another stretch of its training, without training again.

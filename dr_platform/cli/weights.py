@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dr_platform.cli.console import Console
+
+# The name goes into paths, params.yaml, tags of the registry and the metadata of images.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,99}", re.ASCII)
 
 
 def import_networks(
@@ -30,9 +34,13 @@ def import_networks(
 
     console, project = Console(), Project.here()
     name = file.stem if name is None else name
-    if not name or name.startswith(".") or Path(name).name != name:
-        raise ConfigError(f"--name is {name!r}. Give a plain name for the directory under imported/.")
-    target = project.root / "imported" / name
+    if not _PLAIN_NAME.fullmatch(name):
+        raise ConfigError(
+            f"--name is {name!r}. Give a plain name for the directory under imported/: letters, digits, spaces and "
+            "._- only, the first a letter or digit, at most 100."
+        )
+    target = project.root / published.IMPORTS / name
+    published.require_free(target, file)
     record = published.import_file(file, target)
     for kind, found in (("generator", record.generator), ("discriminator", record.discriminator)):
         if found:
@@ -62,8 +70,9 @@ def export_onnx(
     from dr_platform.errors import ConfigError
     from dr_platform.road import Project
 
-    if onnx.is_dir():
-        raise ConfigError(f"--onnx {onnx} is a directory. Give the name of a file.")
+    if onnx.exists() and not onnx.is_file():
+        kind = "directory" if onnx.is_dir() else "device or pipe"
+        raise ConfigError(f"--onnx {onnx} is a {kind}. Give the name of a file.")
     console = Console()
     generator, provenance = generation.load(Project.here(), model)
     error = onnx_model.write(generator, onnx, provenance, batch)

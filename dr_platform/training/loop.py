@@ -201,12 +201,24 @@ def _apply(state: TrainingState, phase: str, scalars: Scalars) -> None:
 
 
 def _keep_averages(job: Job, state: TrainingState, group: Group) -> None:
-    """Rank 0 keeps a snapshot of the power-function averages where one is due; a step done again writes it again."""
-    if not state.averages or not group.is_first:
-        return
+    """Rank 0 keeps a snapshot of the power-function averages where one is due; a step done again writes it again.
+
+    Every worker learns whether that went well. Raises TrainingError if not.
+    """
     every = max(1, round((job.config.posthoc_kimg or 0) * 1000 / job.config.batch))
-    if state.step % every == 0 or state.step == job.steps_total:
-        averages.write_snapshot(job.run_directory, state.step, state.averages)
+    if not state.averages or (state.step % every and state.step != job.steps_total):
+        return
+    failure: TrainingError | None = None
+    if group.is_first:
+        try:
+            averages.write_snapshot(job.run_directory, state.step, state.averages)
+        except OSError as error:
+            failure = TrainingError(
+                f"{job.run_directory / averages.SNAPSHOTS} cannot be written: {error.strerror or error}. Free some "
+                "space or make it writable; the same command continues from the last checkpoint."
+            )
+    if group.any(failure is not None):
+        raise failure or TrainingError("Rank 0 could not write a snapshot of averages; its message says why.")
 
 
 def _adjust_augmentation(state: TrainingState, batches: Batches, scalars: Scalars, group: Group) -> None:

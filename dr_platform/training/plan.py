@@ -20,7 +20,7 @@ from dr_platform.data.loader import (
     select_images,
 )
 from dr_platform.errors import CheckpointError, DataError
-from dr_platform.records import Checkpoint, Visibility, stricter
+from dr_platform.records import Checkpoint, Manifest, Visibility, stricter
 
 CHECKPOINTS = "checkpoints"  # in a run directory
 
@@ -95,8 +95,17 @@ def make_plan(params: Params, prepared_root: Path, storage: Path, initial: Initi
     for grade in grades:
         subset = config.subset if grade == prepare.grade else None
         root = _root_of(prepared_root, grade, prepare.grade)
-        chosen[grade] = select_images(root, grade, subset=subset, visibility=prepare.visibility)
-        _require_current(chosen[grade], prepare)
+        try:
+            chosen[grade] = select_images(root, grade, subset=subset, visibility=prepare.visibility)
+            _require_current(chosen[grade], prepare)
+        except DataError as error:
+            if grade == prepare.grade:
+                raise
+            raise DataError(
+                f"train.condition_on asks for grade {grade}, but: {error}".replace(
+                    Manifest.remedy, f"Run: dvc repro classes@{grade}, or leave the grade out"
+                )
+            ) from None
     data_sha256 = classes_sha256([images.sha256 for images in chosen.values()])
     images = chosen[prepare.grade]
     config_sha256 = files.sha256_json(
@@ -147,5 +156,5 @@ def _require_current(images: Selection, prepare: PrepareConfig) -> None:
         if found != wanted:
             raise DataError(
                 f"The images in {images.sources[0].directory.parents[1]} were prepared with {name} {found}, but "
-                f"prepare.{name} is {wanted}. Run: dvc repro prepare"
+                f"prepare.{name} is {wanted}. {Manifest.remedy}"
             )

@@ -106,5 +106,5 @@ def test_a_grade_that_was_not_prepared_names_the_command(project, tmp_path):
     params = project.params.model_copy(
         update={"train": project.params.train.model_copy(update={"condition_on": [2, 3]})}
     )
-    with pytest.raises(Exception, match=r"grade-3.*does not exist.*dvc repro"):
+    with pytest.raises(Exception, match=r"condition_on asks for grade 3.*does not exist. Run: dvc repro classes@3"):
         make_plan(params, project.prepared, tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -94,7 +96,27 @@ def test_a_hostile_pickle_is_one_line_and_leaves_nothing(tmp_path, name):
     assert not (root / "imported").exists()
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden"])
-def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "two\nlines", "\x1b[31mred", "-option", "x" * 300])
+def test_a_name_that_leads_elsewhere_or_is_not_plain_is_refused(tmp_path, name):
     root = make_project(tmp_path / "project")
     assert_one_line_error(drp(root, "import", sys.executable, "--name", name), "Give a plain name")
+
+
+def test_no_path_of_this_machine_gets_into_images_or_parents(project, tmp_path):
+    here = road.Project(project, load_params(project))
+    for typed in (str(project / "imported" / "snapshot"), "imported/snapshot/", "./imported//snapshot"):
+        generate(here, typed, [0], 1.0, tmp_path / "drawn", lambda done, total: None)
+        assert Image.open(tmp_path / "drawn" / "seed0000000000.png").text["Model"] == "imported/snapshot"
+        assert road.import_name(here, typed) == "imported/snapshot"
+    shutil.copytree(project / "imported" / "snapshot", tmp_path / "private" / "snapshot")
+    generate(here, str(tmp_path / "private" / "snapshot"), [0], 1.0, tmp_path / "drawn", lambda done, total: None)
+    assert Image.open(tmp_path / "drawn" / "seed0000000000.png").text["Model"] == "imported/snapshot"
+    with pytest.raises(ConfigError, match=r"does not lie directly in .*imported, where a transfer takes its parent"):
+        road.import_name(here, str(tmp_path / "private" / "snapshot"))
+
+
+def test_an_export_replaces_no_pipe_or_device(project):
+    os.mkfifo(project / "pipe")
+    done = drp(project, "export", "imported/snapshot", "--onnx", "pipe")
+    assert_one_line_error(done, "--onnx pipe is a device or pipe. Give the name of a file.")
+    assert (project / "pipe").is_fifo()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from tiny_training import tiny_config, tiny_images, tiny_job, tiny_state
 
-from dr_platform.errors import CheckpointError
+from dr_platform.errors import CheckpointError, TrainingError
 from dr_platform.gan import posthoc
 from dr_platform.training import averages, loop
+from dr_platform.training.group import Group
 from dr_platform.training.report import SilentReporter
 
 STEPS = 120
@@ -29,8 +34,6 @@ class Tracking(SilentReporter):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    from dr_platform.training.group import Group
-
     config, root = tiny_config(**CONFIG), tmp_path_factory.mktemp("run")
     state = tiny_state(config)
     tracking = Tracking(state, 0.13)
@@ -76,3 +79,74 @@ def test_a_damaged_snapshot_is_named(trained, tmp_path):
     path.write_bytes(b"not tensors")
     with pytest.raises(CheckpointError, match=r"step-00000004.safetensors cannot be read"):
         averages.reconstruct(tmp_path, 0.1)
+
+
+@pytest.mark.parametrize(("step", "nearest"), [(1, "4, 8, 12"), (3, "4, 8, 12"), (57, "52, 56, 60")])
+def test_a_step_without_a_snapshot_is_refused_and_the_nearest_are_named(trained, step, nearest):
+    with pytest.raises(CheckpointError, match=f"no snapshot of step {step}, .* nearest are {nearest}"):
+        averages.reconstruct(trained[0], 0.1, step)
+
+
+def test_between_snapshots_no_combination_comes_near_the_weighting():
+    """Why: the relative distance of the best combination from the wanted weighting function, in closed form."""
+    times = [100.0 * count for count in range(1, 41) for _ in posthoc.KEPT_LENGTHS]
+    gammas = [posthoc.exponent(length) for _ in range(40) for length in posthoc.KEPT_LENGTHS]
+    t, g, gamma = np.array(times), np.array(gammas), posthoc.exponent(0.03)
+
+    def distance(time: float) -> float:
+        part = posthoc.coefficients(times, gammas, time, gamma)
+        inner = posthoc._overlap(t[:, None], g[:, None], t[None], g[None])
+        wanted, whole = (
+            posthoc._overlap(*others, np.array(time), np.array(gamma))
+            for others in ((t, g), (np.array(time), np.array(gamma)))
+        )
+        return float(np.sqrt(max(0.0, 1 - (2 * part @ wanted - part @ inner @ part) / whole)))
+
+    assert distance(4000) < 0.02
+    assert distance(3950) > 0.3
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    shutil.copytree(trained[0] / averages.SNAPSHOTS, tmp_path / averages.SNAPSHOTS)
+    return tmp_path, tmp_path / averages.SNAPSHOTS / "step-00000008.safetensors"
+
+
+def test_files_of_other_names_are_no_snapshots(copied):
+    root, path = copied
+    path.with_name("step-abc.safetensors").write_bytes(b"")
+    path.with_name("step-00000008 (copy).safetensors").write_bytes(b"")
+    assert averages.snapshot_steps(root) == list(range(4, STEPS + 1, 4))
+
+
+def test_a_flipped_bit_of_a_snapshot_is_noticed(copied):
+    root, path = copied
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"step-00000008.safetensors is damaged: .* Remove it, and"):
+        averages.reconstruct(root, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda named: {"other": torch.zeros(1)}, "does not hold averages of the lengths 0.05, 0.20"),
+        (lambda named: {**named, "0.10/x": torch.zeros(1)}, "does not hold averages of the lengths 0.05, 0.20"),
+        (lambda named: {k: v for k, v in named.items() if k.startswith("0.05")}, "does not hold averages"),
+        (lambda named: dict(list(named.items())[1:]), "is of another network"),
+        (lambda named: {name: torch.zeros(3) for name in named}, "is of another network"),
+    ],
+)
+def test_a_snapshot_of_something_else_is_named(copied, change, words):
+    root, path = copied
+    safetensors.torch.save_file(change(safetensors.torch.load_file(path)), path)
+    with pytest.raises(CheckpointError, match=f"step-00000008.safetensors {words}"):
+        averages.reconstruct(root, 0.1)
+
+
+def test_a_snapshot_that_cannot_be_written_ends_the_training_in_one_line(tmp_path):
+    config = tiny_config(kimg=0.016, tick_kimg=10, posthoc_kimg=0.008)
+    (tmp_path / averages.SNAPSHOTS).write_text("in the way")
+    with pytest.raises(TrainingError, match=r"averages cannot be written: .*\. Free some space or make it writable"):
+        loop.train(tiny_job(config, tmp_path), tiny_state(config), tiny_images(), Group(), SilentReporter())
