@@ -265,6 +265,7 @@ class SiteConfig(Section):
     workers: PositiveInt | Literal["auto"] = Field("auto", description="Processes that train; auto: GPUs, else 2.")
     use_gpu: bool | Literal["auto"] = Field("auto", description="Train on CUDA; auto: if there is any.")
     batch_per_worker: PositiveInt | None = Field(None, description="Most images per pass; the rest is accumulated.")
+    triton: bool = Field(True, description="Use the Triton kernels on CUDA; false: the plain forms.")
     threads_per_worker: PositiveInt = Field(1, description="CPU threads of each worker.")
     ray_address: str = Field("local", min_length=1, description="local, auto, or HOST:PORT of a Ray head.")
     max_failures: Annotated[int, Field(ge=0)] = Field(3, description="Restarts of the workers after a crash.")

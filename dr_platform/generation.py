@@ -15,7 +15,7 @@ from PIL import Image
 
 from dr_platform import __version__, checkpoint, files, grid, published, road, sampling
 from dr_platform.errors import ConfigError
-from dr_platform.gan import Generator
+from dr_platform.gan import Generator, kernels
 from dr_platform.road import Project
 
 _BATCH = 16
@@ -83,6 +83,7 @@ def generate(
 
 def load(project: Project, model: str, grade: int | None = None) -> tuple[Generator, dict[str, str]]:
     """A model's generator, ready to draw, and what is known of where it comes from; arguments as for `generate`."""
+    kernels.set_enabled(project.params.site.triton)
     parent = None
     if (Path(model) / checkpoint.RECORD_FILE).is_file():
         record, generator = road.read_model(Path(model))

@@ -193,7 +193,9 @@ def measure(project: Project, directory: Path, advance: Advance = lambda done, t
     """
     from dr_platform.data.loader import load_images
     from dr_platform.evaluation.evaluate import evaluate as evaluate_generator
+    from dr_platform.gan import kernels
 
+    kernels.set_enabled(project.params.site.triton)
     record, generator = read_model(directory)
     images = load_images(project.prepared, project.grade, visibility=project.params.prepare.visibility)
     return evaluate_generator(

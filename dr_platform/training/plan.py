@@ -52,6 +52,7 @@ class TrainPlan:
     initial: InitialWeights | None
     batch_per_worker: int | None
     threads: int
+    triton: bool = True  # whether CUDA takes the kernels
 
     @property
     def run(self) -> str:
@@ -124,6 +125,7 @@ def make_plan(params: Params, prepared_root: Path, storage: Path, initial: Initi
         initial=initial,
         batch_per_worker=params.site.batch_per_worker,
         threads=params.site.threads_per_worker,
+        triton=params.site.triton,
     )
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from dr_platform import checkpoint
 from dr_platform.errors import DataError
+from dr_platform.gan import kernels
 from dr_platform.training import loop
 from dr_platform.training.group import Group
 from dr_platform.training.plan import CHECKPOINTS, TrainPlan
@@ -26,6 +27,7 @@ def work(plan: TrainPlan, group: Group, reporter: Reporter | None = None) -> boo
     of workers and threads.
     """
     settle_process(plan.threads, plan.config.tf32)
+    kernels.set_enabled(plan.triton)
     images = plan.load()
     if images.sha256 != plan.data_sha256:
         raise DataError("The prepared images changed after the training was planned. Run the command again.")
