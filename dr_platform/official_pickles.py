@@ -37,6 +37,7 @@ MOST_OPCODES = 2_000_000
 # A call costs what it is given, and one argument can be given to many calls at two bytes each. Where every argument is
 # given once, all of them together are in the file, save short texts that are recalled, such as a number's format.
 MOST_TAKEN = 4
+_ITEM_BYTES = 64  # of a set of numbers
 MOST_MODULES = 10_000
 MOST_ARGUMENTS = 1_000
 MOST_DEPTH = 32
@@ -132,7 +133,7 @@ class _Machine:
     def __init__(
         self, stream: BinaryIO, calls: Calls, persistent: Callable[[Any], Any] | None = None, room: int = 0
     ) -> None:
-        """room: how many bytes, letters and items all calls together may be given."""
+        """room: how many bytes and letters all calls together may be given; an item of a list counts as many bytes."""
         self._stream = stream
         self._calls = calls
         self._room = room
@@ -228,7 +229,8 @@ class _Machine:
         function = self._calls[called.dotted] if isinstance(called, _Name) else None
         if function is None or type(arguments) is not tuple:
             _refuse(f"it calls {_kind(called)}")
-        self._room -= sum(len(each) for each in arguments if isinstance(each, bytes | str | list))
+        self._room -= sum(len(each) for each in arguments if isinstance(each, bytes | str))
+        self._room -= sum(len(each) * _ITEM_BYTES for each in arguments if isinstance(each, list))
         if self._room < 0:
             _refuse("its calls take more than is in it")
         try:
