@@ -168,6 +168,19 @@ def draw(number: int, generator: torch.Generator) -> Draws:
     return Draws(torch.where(is_normal, normal, uniform), gates)
 
 
+def draws_at(number: int, percentile: float) -> Draws:
+    """Draws that let every transform act, each with its value at one percentile: what golden numbers were made with.
+
+    Normal values are erfinv(2 q - 1), without the root of 2 that a quantile has; the second rotation stays away.
+    """
+    values = torch.full((number, _COLUMNS), percentile, dtype=torch.float64)
+    for name in _NORMAL:
+        values[:, _PLACES[name]] = torch.erfinv(torch.tensor(2 * percentile - 1, dtype=torch.float64))
+    values[:, _PLACES["rotate_after"]] = 0.5
+    values[:, _PLACES["noise"]] = torch.erfinv(torch.tensor(percentile, dtype=torch.float64))
+    return Draws(values, torch.zeros_like(draw(number, torch.Generator()).gates))
+
+
 def augment(
     images: Tensor, draws: Draws, p: float, augmentation: Augmentation, noise_field: Tensor | None = None
 ) -> Tensor:

@@ -21,6 +21,7 @@ from dr_platform.gan.augmentation import (
     augmentation_named,
     colour_matrix,
     draw,
+    draws_at,
 )
 from dr_platform.gan.warp import _margins, _warp_all, filter_bank, warp, wavelet_filter
 
@@ -333,17 +334,6 @@ def test_colours_of_two_channels_are_refused():
 OURS = {"xflip": "flip", "xint": "shift_whole", "xfrac": "shift", "imgfilter": "filter"}
 
 
-def forced(number: int, percentile: float) -> Draws:
-    """Every transform at one percentile of its distribution, as the golden numbers were made (erfinv without √2)."""
-    values = torch.full((number, augmenting._COLUMNS), percentile, dtype=torch.float64)
-    gaussian = torch.erfinv(torch.tensor(2 * percentile - 1, dtype=torch.float64))
-    for name in augmenting._NORMAL:
-        values[:, augmenting._PLACES[name]] = gaussian
-    values[:, augmenting._PLACES["rotate_after"]] = 0.5
-    values[:, augmenting._PLACES["noise"]] = torch.erfinv(torch.tensor(percentile, dtype=torch.float64))
-    return Draws(values, torch.zeros_like(drawn(number).gates))
-
-
 def golden_cases() -> list[str]:
     from shared_data import GOLDEN
 
@@ -357,7 +347,7 @@ def test_augmented_images_equal_the_published_ones(name):
     options = case.meta["cases"][name]
     wanted = Augmentation(**{OURS.get(each, each): 1.0 for each in options["enabled"]})
     images = case[options["input"]]
-    found = augment(images, forced(len(images), options["percentile"]), 1.0, wanted, case.get(f"{name}/noise_field"))
+    found = augment(images, draws_at(len(images), options["percentile"]), 1.0, wanted, case.get(f"{name}/noise_field"))
     theirs = case[name]
     assert float((found - theirs).abs().max() / theirs.abs().max()) < 1e-5
 
@@ -367,7 +357,7 @@ def test_augmented_images_equal_the_published_ones(name):
 def test_the_gradient_of_the_pipeline_equals_the_published_one(percentile):
     case = golden("ada")
     images = case["x_rgb"].requires_grad_()
-    found = augment(images, forced(2, percentile), 1.0, BGC)
+    found = augment(images, draws_at(2, percentile), 1.0, BGC)
     (ours,) = torch.autograd.grad(found, images, case[f"bgc_grad/p{percentile}/dy"])
     assert relative_error(ours, case[f"bgc_grad/p{percentile}/dx"]) < 1e-5
 
