@@ -6,8 +6,9 @@ texts, lists, sets and dictionaries; it knows a handful of names and calls, all 
 every other opcode and name. Nothing is imported, no attribute is looked up, and source text is dropped unread.
 
 A hostile file can still try to be expensive. Against that: the file is at most MOST_BYTES long and MOST_OPCODES steps;
-a number must be in the file to be in the result, so that memory follows the file's size; keys are texts and integers;
-and what contains itself, or appears in two places, is refused before anything follows it twice.
+a number must be in the file to be in the result, and calls together may take no more than MOST_TAKEN times the file, so
+that memory and time follow the file's size; keys are texts and integers; nothing but a text is ever shown as text; and
+what contains itself, or appears in two places, is refused before anything follows it twice.
 
 The layout (names of globals, where tensors lie) is a fact of the format; gan/official.py knows the networks' own.
 """
@@ -33,6 +34,10 @@ from dr_platform.errors import CheckpointError
 # The largest published file has 360 MB and fewer than 30,000 opcodes.
 MOST_BYTES = 4 * 2**30
 MOST_OPCODES = 2_000_000
+# A call costs what it is given, and one argument can be given to many calls at two bytes each. Where every argument is
+# given once, all of them together are in the file, save short texts that are recalled, such as a number's format.
+MOST_TAKEN = 4
+_ITEM_BYTES = 64  # of a set of numbers
 MOST_MODULES = 10_000
 MOST_ARGUMENTS = 1_000
 MOST_DEPTH = 32
@@ -82,7 +87,7 @@ def read_snapshot(path: Path) -> Snapshot:
             if not 0 < size <= MOST_BYTES:
                 _refuse(f"it has {size} bytes, but a network pickle has some, and at most {MOST_BYTES}")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _snapshot(_Machine(content, _CALLS).run(), size)  # type: ignore[arg-type]
+                return _snapshot(_Machine(content, _CALLS, room=MOST_TAKEN * size).run(), size)  # type: ignore[arg-type]
     except CheckpointError as error:
         raise CheckpointError(
             f"{path} is refused: {error}. Nothing of it was run. "
@@ -125,9 +130,13 @@ Calls = Mapping[str, Callable[..., Any] | None]  # by dotted name; None: a name 
 class _Machine:
     """Steps through one pickle of a stream and leaves the stream behind it."""
 
-    def __init__(self, stream: BinaryIO, calls: Calls, persistent: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, stream: BinaryIO, calls: Calls, persistent: Callable[[Any], Any] | None = None, room: int = 0
+    ) -> None:
+        """room: how many bytes and letters all calls together may be given; an item of a list counts as many bytes."""
         self._stream = stream
         self._calls = calls
+        self._room = room
         self._persistent = persistent
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -220,6 +229,10 @@ class _Machine:
         function = self._calls[called.dotted] if isinstance(called, _Name) else None
         if function is None or type(arguments) is not tuple:
             _refuse(f"it calls {_kind(called)}")
+        self._room -= sum(len(each) for each in arguments if isinstance(each, bytes | str))
+        self._room -= sum(len(each) * _ITEM_BYTES for each in arguments if isinstance(each, list))
+        if self._room < 0:
+            _refuse("its calls take more than is in it")
         try:
             return function(*arguments)
         except (TypeError, ValueError):
@@ -280,7 +293,9 @@ class _Object:
     def __init__(self, meta: Any) -> None:
         if type(meta) is not dict or meta.get("type") != "class" or type(meta.get("state")) is not dict:
             _refuse("a module has no state by name")
-        self.class_name = _shown(str(meta.get("class_name")))
+        if type(meta.get("class_name")) is not str:
+            _refuse(f"a module's class has {_kind(meta.get('class_name'))} for a name")
+        self.class_name = _shown(meta["class_name"])
         self.attributes: dict[Any, Any] = meta["state"]
 
 
@@ -303,7 +318,8 @@ class _DType:
 
     def __init__(self, code: Any, align: Any = False, copy: Any = False) -> None:
         if type(code) is not str or not re.fullmatch(r"b1|[iu][1248]|f[248]", code):
-            _refuse(f"an array's items are {_shown(str(code))!r} instead of plain numbers")
+            shown = repr(_shown(code)) if type(code) is str else _kind(code)
+            _refuse(f"an array's items are {shown} instead of plain numbers")
         self.dtype = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
@@ -478,6 +494,10 @@ def _network(name: str, tree: Any, size: int) -> PublishedNetwork:
     tensors = dict(_tensors(tree, f"{name}.", seen=set(), depth=0))
     if sum(array.nbytes for array in tensors.values()) > size:
         _refuse(f"{name} has more numbers than the file")
+    # Only now is any number looked at: many tensors may share one storage.
+    for path, array in tensors.items():
+        if not np.isfinite(array).all():
+            _refuse(f"{path} has values that are not finite")
     return PublishedNetwork(
         tree.class_name,
         _Plain(name).mapping(arguments, 0),
@@ -497,8 +517,6 @@ def _tensors(tree: _Object, prefix: str, seen: set[int], depth: int) -> Iterator
             if not isinstance(value, _Tensor) or value.array.dtype != np.float32:
                 found = value.array.dtype if isinstance(value, _Tensor) else _kind(value)
                 _refuse(f"{prefix}{name} is {found} instead of a tensor of float32")
-            if not np.isfinite(value.array).all():
-                _refuse(f"{prefix}{name} has values that are not finite")
             yield f"{prefix}{name}", value.array
     for name, below in _named(tree, "_modules", prefix):
         if below is None:

@@ -378,6 +378,74 @@ def test_endless_arguments_are_refused(modules, tmp_path):
         published.import_file(path, tmp_path / "out")
 
 
+def word(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def module_named(class_name: bytes, state: bytes = b"}") -> bytes:
+    """A module by hand; the arguments are opcodes."""
+    meta = word("type") + word("class") + word("class_name") + class_name + word("state") + state
+    return b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n}(" + meta + b"u\x85R"
+
+
+def laughs(levels: int) -> bytes:
+    """Lists of two references to the one before, on the stack; the last is number `levels` of the memo."""
+    stream = b"]q\x00"
+    for level in range(levels):
+        stream += b"]q" + bytes([level + 1]) + b"(" + (b"h" + bytes([level])) * 2 + b"e"
+    return stream
+
+
+@pytest.mark.parametrize("named", [b")" + b"\x85" * 100_000, b"h\x28"], ids=["deep", "laughing"])
+@pytest.mark.parametrize("place", ["class", "format"])
+def test_what_is_no_text_is_never_shown_as_one(tmp_path, place, named):
+    """As text a deep object ends in a recursion, and a list of two lists of two, forty times, has 2^40 letters."""
+    call = module_named(named) if place == "class" else b"cnumpy\ndtype\n" + named + b"\x85R"
+    path = tmp_path / "shown.pkl"
+    path.write_bytes(b"\x80\x02(" + laughs(40) + call + b"t.")
+    with pytest.raises(CheckpointError, match=r"object of kind (tuple|list)"):
+        read_snapshot(path)
+
+
+REPEATED = {
+    "storage": b"ctorch.storage\n_load_from_bytes\nq\x00" + pickle.dumps(storage_stream(torch.zeros(1000)), 3)[2:-1],
+    "text": b"c_codecs\nencode\nq\x00" + word("x" * 10_000) + word("latin1") + b"\x86q\x01",
+    "set": b"cbuiltins\nset\nq\x00](K\x01e\x85q\x01",
+}
+REPEATED["storage"] = REPEATED["storage"].removesuffix(b"q\x00") + b"\x85q\x01"
+
+
+@pytest.mark.parametrize("kind", REPEATED)
+def test_an_argument_of_many_calls_is_paid_for_by_each(tmp_path, kind):
+    """Else ten megabytes, given to two thousand calls of five bytes each, would make twenty gigabytes."""
+    path = tmp_path / "repeated.pkl"
+    once, again = b"\x80\x03(" + REPEATED[kind], b"h\x00h\x01R"
+    path.write_bytes(once + again * 100 + b"t.")
+    with pytest.raises(CheckpointError, match="its calls take more than is in it"):
+        read_snapshot(path)
+    path.write_bytes(once + again + b"t.")
+    with pytest.raises(CheckpointError, match="instead of networks by name"):
+        read_snapshot(path)
+
+
+def test_tensors_that_share_a_storage_are_counted_before_they_are_looked_at(tmp_path, monkeypatch):
+    """Else a hundred thousand names of one tensor of a gigabyte would be a day's work."""
+    tensor = pickle.dumps(tensor_of((4000,), (1,), numbers=4000), protocol=2)[2:-1]
+    named = b"".join(word(f"w{index}") + b"h\xff" for index in range(900))
+    state = b"}(" + word("_parameters") + b"}(" + named + b"u" + word("_buffers") + b"}" + word("_modules") + b"}"
+    state += word("_init_kwargs") + b"}u"
+    path = tmp_path / "shared.pkl"
+    content = word("other") + tensor + b"q\xff" + word("G_ema") + module_named(word("Generator"), state)
+    path.write_bytes(b"\x80\x02}(" + content + b"u.")
+
+    def looked(*_: Any) -> None:
+        raise AssertionError("a number was looked at")
+
+    monkeypatch.setattr(np, "isfinite", looked)
+    with pytest.raises(CheckpointError, match="G_ema has more numbers than the file"):
+        read_snapshot(path)
+
+
 def test_a_billion_laughs_take_no_memory(tmp_path):
     """Nine lists of ten references to the one before: a thousand million items for whoever walks them."""
     stream = b"\x80\x02(]q\x00X\x02\x00\x00\x00haa"
