@@ -47,7 +47,8 @@ def make_project(root: Path, **sections: dict[str, Any]) -> Path:
     for name in ("dr_platform", "pipelines"):
         (root / name).symlink_to(ROOT / name)
     for visibility in ("public", "proprietary"):
-        (root / "data" / "raw" / visibility).mkdir(parents=True)
+        for stage in ("raw", "classes"):
+            (root / "data" / stage / visibility).mkdir(parents=True)
     return root
 
 
