@@ -99,7 +99,7 @@ class Leak:
             seen = f"fakes vary in {self.noun}, reals hardly do ({self.fake_spread:.2g} against {self.real_spread:.2g}"
         return (
             f"{seen}; z {self.z:.1f}, {self.num_fakes} fakes). If p is high, {self.transform} may be leaking: "
-            "lower train.ada_target, or set augment to fundus or none. Fakes of a young generator differ anyway."
+            "raise train.ada_target, or set augment to fundus or none. Fakes of a young generator differ anyway."
         )
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..fir import separable_terms
+
 TOLERANCE = 1e-4  # relative Frobenius error of a filter
 
 # Filters are buffers that live as long as their layer; decomposing one waits for the device, so once is enough.
@@ -38,9 +40,7 @@ def separable_factors(filter: Tensor, tolerance: float = TOLERANCE) -> Tensor:
 def _decompose(filter: Tensor, tolerance: float) -> Tensor:
     if filter.ndim == 1:
         return torch.stack([filter, filter])[None]
-    left, values, right = torch.linalg.svd(filter)
-    # Error of the first r terms: the root of the squares of the values left out.
-    left_out = values.square().flip(0).cumsum(0).flip(0).sqrt()
-    rank = max(int((left_out > tolerance * left_out[0]).sum()), 1)
-    roots = values[:rank].sqrt()
-    return torch.stack([(left[:, :rank] * roots).t(), right[:rank] * roots[:, None]], dim=1)
+    terms = torch.tensor(separable_terms(tuple(map(tuple, filter.tolist())), tolerance), dtype=filter.dtype)
+    # Both sides of a term get the same norm.
+    roots = torch.linalg.vector_norm(terms[:, 0], dim=1).sqrt()[:, None]
+    return torch.stack([terms[:, 0] / roots, terms[:, 1] * roots], dim=1)
