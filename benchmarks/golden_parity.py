@@ -27,7 +27,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in ("tests", "tests/gan"))
 
-from trajectory import Trajectory  # of the tests: the published loop, written out
+# Of the tests: slopes that may go either way, and the published loop, written out.
+from slopes import nearest_gradient, recorded_activations
+from trajectory import Trajectory
 
 from dr_platform import files
 from dr_platform.evaluation import equivariance as eq
@@ -375,11 +377,23 @@ def _generator_mixed(case: Golden) -> Errors:
 def _generator_gradients(case: Golden) -> Errors:
     G, z = case.generator(), case["in/z"].requires_grad_()
     ws = G.mapping(z, case["in/c"])
-    parameters = dict(G.named_parameters())
-    dz, dws, *rest = gradients(G.synthesis(ws), case["in/noise_img"], z, ws, *parameters.values())
-    yield Error("gradient by z", GRADIENT, relative(dz, case["gradtest/dz"]))
-    yield Error("gradient by ws", GRADIENT, relative(dws, case["gradtest/dws"]))
-    yield from together(dict(zip(parameters, rest, strict=True)), case.below("gradtest/dparam/"))
+    with recorded_activations() as activations:
+        images = G.synthesis(ws)
+    leaves = {"dz": z, "dws": ws, **{f"dparam/{key}": value for key, value in G.named_parameters()}}
+    theirs = torch.cat([case[f"gradtest/{key}"].double().flatten() for key in leaves])
+
+    def gradient() -> Tensor:
+        found = torch.autograd.grad(images, list(leaves.values()), case["in/noise_img"], retain_graph=True)
+        return torch.cat([part.double().flatten() for part in found])
+
+    yield Error("gradients together, as computed", None, relative(gradient(), theirs))
+    ours, heights = nearest_gradient(gradient, activations, theirs)
+    yield Error("gradients together", GRADIENT, relative(ours, theirs))
+    sizes = [value.numel() for value in leaves.values()]
+    for mine, reference in zip(ours.split(sizes), theirs.split(sizes), strict=True):
+        yield Error("gradient of one tensor", GRADIENT, relative(mine, reference))
+    yield Error("slopes switched at zero", None, len(heights))
+    yield Error("the farthest of them from zero, in rms", None, max(heights, default=0.0))
 
 
 def net_d(case: Golden) -> Errors:

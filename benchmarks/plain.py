@@ -54,8 +54,9 @@ def filtered_lrelu(
     gain: float = 2**0.5,
     slope: float = 0.2,
     clamp: float | None = None,
+    scale: None = None,
 ) -> Tensor:
-    """`dr_platform.gan.ops.filtered_lrelu` as defined."""
+    """`dr_platform.gan.ops.filtered_lrelu` as defined; here convolutions leave nothing to be scaled."""
     if bias is not None:
         x = x + bias[:, None, None]
     x = resample(x, up_filter, up=up, padding=padding, gain=up**2)

@@ -260,9 +260,7 @@ class SynthesisLayer(nn.Module):
             x, squares = kernels.filtered_lrelu(x, fu, fd, bias, scale, up, down, padding, gain, slope, clamp, measure)
             num_pixels = x[:, 0].numel()
             return x, squares.sum() / (num_pixels * spec.out_channels) if measure else None
-        if scale is not None:
-            x = x * scale.to(x.dtype)[:, :, None, None]
-        return filtered_lrelu(x, fu, fd, self.bias, up, down, padding, gain, slope, clamp), None
+        return filtered_lrelu(x, fu, fd, self.bias, up, down, padding, gain, slope, clamp, scale), None
 
 
 class Synthesis(nn.Module):

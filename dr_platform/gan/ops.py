@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels
-from .fir import banded_lrelu, resampler_for, runs_on_cpu
+from .fir import chunked_lrelu, resampler_for, runs_on_cpu
 from .fir import resample as resample  # for the networks an operator like the others
 
 LRELU_SLOPE = 0.2
@@ -65,22 +65,25 @@ def filtered_lrelu(
     gain: float = LRELU_GAIN,
     slope: float = LRELU_SLOPE,
     clamp: float | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Leaky ReLU at a raised sampling rate, so that the frequencies it creates can be filtered away.
 
-    x: [N, C, H, W]; bias: [C]. Order: bias, upsample by `up` with `padding` (left, right, top, bottom) at the raised
-    rate, leaky ReLU, gain, clamp, filter, downsample by `down`.
+    x: [N, C, H, W]; scale: [N, C]; bias: [C]. Order: scale, bias, upsample by `up` with `padding` (left, right, top,
+    bottom) at the raised rate, leaky ReLU, gain, clamp, filter, downsample by `down`.
     up_filter: [taps] or [taps, taps], or None; down_filter likewise (two-dimensional if radial).
     Returns [N, C, H', W'].
 
     Karras et al. 2021, section 3.2 and figure 4b.
     """
     if up_filter is not None and down_filter is not None and kernels.applies(x, up_filter, down_filter, up, down):
-        return kernels.filtered_lrelu(x, up_filter, down_filter, bias, None, up, down, padding, gain, slope, clamp)[0]
+        return kernels.filtered_lrelu(x, up_filter, down_filter, bias, scale, up, down, padding, gain, slope, clamp)[0]
     if runs_on_cpu(x) and up_filter is not None and down_filter is not None and slope >= 0 and gain > 0:
         raised = resampler_for(x.shape[2:], x.dtype, up_filter, (up, up), padding=padding, gain=gain * up**2)
         lowered = resampler_for(raised.size_out, x.dtype, down_filter, down=(down, down))
-        return banded_lrelu(x, bias, raised, lowered, slope, clamp)
+        return chunked_lrelu(x, bias, scale, raised, lowered, slope, clamp)
+    if scale is not None:
+        x = x * scale.to(x.dtype)[:, :, None, None]
     if bias is not None:
         x = x + bias.to(x.dtype)[None, :, None, None]
     if up != 1 or up_filter is not None or any(padding):
@@ -119,7 +122,7 @@ def scaled_conv2d(
     input_gain: Tensor | None = None,
     align: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    """`modulated_conv2d` and the scale [N, O] that its result is still to be multiplied by; None if not demodulated.
+    """`modulated_conv2d` and the scale [N, O] that its result is still to be multiplied by; None if there is none.
 
     x: [N, I, H, W]; weight: [O, I, k, k]; styles: [N, I]; input_gain: [], [I] or [N, I], applied after demodulation.
     Scales are computed in the dtype of the weight. align: zero channels are appended to the result until it has a
@@ -127,7 +130,8 @@ def scaled_conv2d(
 
     Style and demodulation scale the activations before and after one convolution with shared weights, which equals the
     published convolution with a weight per sample (Karras et al. 2020, "Analyzing and Improving the Image Quality of
-    StyleGAN", equations 1 and 3) and needs no memory for such weights.
+    StyleGAN", equations 1 and 3). On a CPU, where a convolution in N groups takes as long, they scale the weights where
+    these are fewer numbers than the activations.
     """
     scale = None
     if demodulate:
@@ -144,6 +148,11 @@ def scaled_conv2d(
         weight = F.pad(weight, (0, 0, 0, 0, 0, spare_in, 0, spare_out))
         styles = F.pad(styles, (0, spare_in))
         scale = None if scale is None else F.pad(scale, (0, spare_out))
+    if runs_on_cpu(x) and weight[:, 0].numel() < x[0, 0].numel():
+        factors = styles[:, None, :] if scale is None else styles[:, None, :] * scale[:, :, None]  # [N, O or 1, I]
+        own = (weight * factors[..., None, None]).flatten(0, 1).to(x.dtype)  # [N O, I, k, k]
+        y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), own, padding=padding, groups=len(x))
+        return y.view(len(x), -1, *y.shape[2:]), None
     return F.conv2d(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), padding=padding), scale
 
 

@@ -88,13 +88,12 @@ def test_another_seed_takes_other_images(measure: Callable[..., EvalReport], con
 @pytest.mark.parametrize("batch", [1, 7, 100])
 def test_batch_size_does_not_change_the_features(config: EvaluateConfig, batch: int) -> None:
     torch.manual_seed(0)
-    generator = Generator(z_dim=16, w_dim=16, img_resolution=32, num_layers=4, channel_base=256, channel_max=8)
+    # In double precision, because in single a rounding difference turns some pixels by one grey level of 255.
+    generator = Generator(z_dim=16, w_dim=16, img_resolution=32, num_layers=4, channel_base=256, channel_max=8).double()
     small = choose_extractor("small")
     whole = generated_features(generator, small, changed(config, images=20, batch=20))
     parts = generated_features(generator, small, changed(config, images=20, batch=batch))
-    # A rounding difference in float32 may turn one pixel by one grey level of 255, in one of 64·64 places.
-    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-4)
-    assert np.median(np.abs(parts - whole)) < 1e-6
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5)
 
 
 def test_batch_size_does_not_change_the_report(measure: Callable[..., EvalReport], config: EvaluateConfig) -> None:

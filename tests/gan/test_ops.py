@@ -28,7 +28,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("form", [resample, fir.convolve], ids=["bands", "convolutions"])
+@pytest.mark.parametrize("form", [resample, fir.convolve], ids=["in chunks", "at once"])
 @pytest.mark.parametrize("taps", [None, 5, (3, 4), (5, 6)], ids=str)
 @pytest.mark.parametrize("up", [(1, 1), (2, 2), (3, 2), (4, 5)])
 @pytest.mark.parametrize("down", [(1, 1), (2, 3)])
@@ -96,16 +96,24 @@ def test_filtered_lrelu_equals_its_definition(up, down, padding, radial, clamp):
 
 @pytest.mark.parametrize(("up", "down", "padding", "radial"), LRELU_CASES, ids=["up2", "up4", "radial"])
 def test_filtered_lrelu_has_correct_second_derivatives(up, down, padding, radial):
-    x, bias = normal(1, 1, 13, 13).requires_grad_(), normal(1, seed=1).requires_grad_()
+    x, bias, scale = (normal(*s, seed=k).requires_grad_() for k, s in enumerate([(1, 1, 13, 13), (1,), (1, 1)]))
     up_filter = lowpass_filter(6 * up, 2.0, 12.0, 32.0).double()
     down_filter = lowpass_filter(12, 4.0, 12.0, 32.0, radial=radial).double()
 
-    def apply(x, bias):
-        y = filtered_lrelu(x, up_filter, down_filter, bias, up, down, padding, clamp=0.9)
+    def apply(x, bias, scale):
+        y = filtered_lrelu(x, up_filter, down_filter, bias, up, down, padding, clamp=0.9, scale=scale)
         return y[:, :, ::3, ::3].square()  # squared: the operator alone has no second derivative
 
-    assert torch.autograd.gradcheck(apply, (x, bias), atol=1e-6)
-    assert torch.autograd.gradgradcheck(apply, (x, bias), atol=1e-6)
+    assert torch.autograd.gradcheck(apply, (x, bias, scale), atol=1e-6)
+    assert torch.autograd.gradgradcheck(apply, (x, bias, scale), atol=1e-6)
+
+
+def test_the_scale_is_applied_before_the_bias_and_counts_towards_the_clamp():
+    x, bias, scale = normal(2, 3, 14, 14), normal(3, seed=1), 100 * normal(2, 3, seed=2)
+    filter = lowpass_filter(12, 2.0, 12.0, 32.0).double()
+    ours = filtered_lrelu(x, filter, filter, bias, 2, 2, (9, 8, 9, 8), clamp=9.0, scale=scale)
+    theirs = filtered_lrelu(x * scale[:, :, None, None], filter, filter, bias, 2, 2, (9, 8, 9, 8), clamp=9.0)
+    torch.testing.assert_close(ours, theirs, rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.5, 256.0])
@@ -182,10 +190,12 @@ def test_aligned_channels_are_the_same_channels_and_zeros(demodulate):
         assert torch.equal(wide_scale, torch.nn.functional.pad(scale, (0, 3)))
 
 
+# Styles scale whichever is smaller: the activations of a small image, the weights of a filter under a large one.
+@pytest.mark.parametrize("side", [4, 40], ids=["few pixels", "few weights"])
 @pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_modulated_convolution_equals_one_weight_per_sample(demodulate, kernel):
-    x, weight, styles = normal(3, 4, 7, 6), normal(5, 4, kernel, kernel, seed=1), normal(3, 4, seed=2)
+def test_modulated_convolution_equals_one_weight_per_sample(demodulate, kernel, side):
+    x, weight, styles = normal(3, 4, side, side - 1), normal(15, 4, kernel, kernel, seed=1), normal(3, 4, seed=2)
     theirs = reference_ops.modulated_conv2d(x, weight, styles, demodulate, padding=kernel - 1)
     ours = modulated_conv2d(x, weight, styles, demodulate, padding=kernel - 1)
     assert relative_error(ours, theirs) < 1e-8  # the epsilon of the demodulation
@@ -197,8 +207,9 @@ def test_demodulation_makes_the_scale_of_styles_and_weights_irrelevant():
     torch.testing.assert_close(scaled, modulated_conv2d(x, weight, styles))
 
 
-def test_modulated_convolution_has_correct_second_derivatives():
-    inputs = (normal(2, 2, 4, 4), normal(2, 2, 3, 3, seed=1), normal(2, 2, seed=2))
+@pytest.mark.parametrize("side", [4, 5], ids=["few pixels", "few weights"])
+def test_modulated_convolution_has_correct_second_derivatives(side):
+    inputs = (normal(2, 2, side, side), normal(2, 2, 3, 3, seed=1), normal(2, 2, seed=2))
     inputs = tuple(value.requires_grad_() for value in inputs)
     assert torch.autograd.gradgradcheck(lambda x, w, s: modulated_conv2d(x, w, s, padding=1), inputs)
 
