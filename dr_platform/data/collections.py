@@ -28,6 +28,7 @@ from PIL import Image
 
 from dr_platform import files
 from dr_platform.config import PhantomConfig
+from dr_platform.data.listing import Eye
 from dr_platform.data.phantom import phantom
 from dr_platform.errors import DataError
 from dr_platform.records import Collection, Visibility
@@ -46,7 +47,6 @@ _FIRST_PHANTOM: dict[Visibility, int] = {"public": 0, "proprietary": 10_000_000}
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
-Eye = Literal["left", "right"]
 Progress = Callable[[int, int], None]
 """Called with (done, total) after each image."""
 

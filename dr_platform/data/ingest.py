@@ -26,7 +26,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dr_platform import files
 from dr_platform.data import collections
-from dr_platform.data.collections import VISIBILITIES, Eye, ImageRow, Progress, Rejected
+from dr_platform.data.collections import VISIBILITIES, ImageRow, Progress, Rejected
+from dr_platform.data.listing import Eye
 from dr_platform.errors import DataError
 from dr_platform.records import Collection, Visibility
 
