@@ -551,7 +551,8 @@ def trajectories(case: Golden) -> Errors:
             ours = iteration.state(network)
             errors = [relative(ours[key], value) for key, value in theirs.items() if value.any()]
             if errors and iteration.index == 0:
-                yield Error("every tensor after the first iteration", FORWARD, max(errors))
+                # The published average of w moves by 1 - 0.998 in float32, which is 1.3e-5 off.
+                yield Error("every tensor after the first iteration", 2 * FORWARD, max(errors))
             elif errors and iteration.index == 1:
                 yield Error("median tensor after the second iteration", FORWARD, float(np.median(errors)))
             elif errors:

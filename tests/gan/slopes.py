@@ -41,17 +41,18 @@ def recorded_activations() -> Iterator[list[Tensor]]:
 
 
 def nearest_gradient(
-    gradient: Callable[[], Tensor], activations: list[Tensor], wanted: Tensor
+    gradient: Callable[[], Tensor], activations: list[Tensor], wanted: Tensor, enough: float = ROUNDING
 ) -> tuple[Tensor, list[float]]:
     """`gradient()` with those slopes switched that bring it nearer to `wanted`; and how far from zero they were.
 
     gradient: a vector, computed anew from the kept activations at each call. Activations within `LIMIT` of zero are
-    tried, nearest first, until only rounding is left; their effects add up. Leaves the activations as they were.
+    tried, nearest first, until the relative error is less than `enough`; their effects add up. They are left as they
+    were.
     """
     found = plain = gradient()
     heights = []
     for height, memory, index in sorted(_near_zero(activations), key=lambda place: place[0]):
-        if (found - wanted).norm() < ROUNDING * wanted.norm():
+        if (found - wanted).norm() < enough * wanted.norm():
             break
         before = float(memory[index])
         memory[index] = -1e-30 if before > 0 else 1e-30

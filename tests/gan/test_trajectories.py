@@ -21,7 +21,9 @@ from trajectory import GRADIENT_LIMIT, Trajectory, step, summary
 # T; R with labels, mirrored images, blur and two rounds; T over two ranks.
 CASES = ("train_t32", "train_r32_cond3", "train_t32_2ranks")
 NETWORKS = ("G", "D", "G_ema")
-TOLERANCE = 1e-5  # of a tensor after one iteration, relative to its norm
+# Of a tensor after one iteration, relative to its norm. The published average of w moves by 1 - 0.998 in float32, which
+# is 1.3e-5 off.
+TOLERANCE = 2e-5
 
 
 @dataclass
@@ -180,6 +182,8 @@ def test_losses_follow_the_published_curves(name, loss):
     ours = [summary(reports[f"Loss/{loss}/loss"]) for reports in replayed(name).reports]
     theirs = golden(name).arrays[f"stats/Loss/{loss}/loss/num_mean_std"]
     deviations = np.abs(np.stack(ours)[:, 1] / theirs[:, 1] - 1)
-    assert deviations[:6].max() < 1e-4
+    assert deviations[:2].max() < 1e-6
+    # Where theirs, in single precision, takes another slope next to zero, its third loss is 1e-4 off.
+    assert deviations[:6].max() < 1e-3
     # Batches of 4 or 8 make single later values jump: the curve as a whole is compared.
     assert deviations.mean() < 1e-2

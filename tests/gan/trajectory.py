@@ -3,6 +3,9 @@
 The loop differs from ours on purpose, so it is written out here: gradients of micro-batches are summed, not averaged,
 over the rounds; each rank moves its own running averages during the forward passes of the fakes; what is not finite in
 a gradient is replaced. Our own step is `dr_platform.training.step`.
+
+It computes in double precision. In single precision an activation next to zero takes one slope or the other by the
+order of a sum, hence by processor and number of threads, and Adam makes a whole step of it.
 """
 
 from __future__ import annotations
@@ -74,6 +77,8 @@ class Trajectory:
         self.generators = [generator, *(copy.deepcopy(generator, dict(shared)) for _ in range(self.num_ranks - 1))]
         self.average = copy.deepcopy(generator)
         self.discriminator = discriminator_from_state(common | _arguments(meta["D_kwargs"]), case.below("init/D/"))
+        for network in (*self.generators, self.average, self.discriminator):
+            network.double()
 
         self.generator_optimizer = torch.optim.Adam(generator.parameters(), lr=meta["lr"]["G"], betas=(0.0, 0.99))
         lazy = self.r1_interval / (self.r1_interval + 1)  # the main and the R1 phase share the optimiser
@@ -150,7 +155,7 @@ class Trajectory:
         pixels = self.case["dataset/images_uint8"][self.case[f"{place}/real_index"].long()]  # [rounds, N, 3, H, W]
         mirrored = self.case[f"{place}/real_flip"].bool()[..., None, None, None]
         images = torch.where(mirrored, pixels.flip(-1), pixels) / 127.5 - 1
-        return zip(images, self.case[f"{place}/real_c"], strict=True)
+        return zip(images.double(), self.case[f"{place}/real_c"], strict=True)
 
 
 def step(optimizer: torch.optim.Optimizer, num_ranks: int) -> None:
