@@ -1,0 +1,236 @@
+"""What can be said of a photograph's quality without a grader: is it a fundus photograph, lit well, in focus, whole?
+
+Everything is measured on the lit field, at one size of it, so that cameras compare. Measuring and judging are apart:
+`measure` gives numbers, `judge` compares them with limits that a site may move, and names each number that fails. A
+picture without a circular field is not judged further: noise, text, scenes and OCT scans end there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from dr_platform.data.fundus import FieldOfView, Pixels, find_field_of_view, white_surround
+from dr_platform.errors import DataError
+
+Array = NDArray[Any]  # of 32-bit floats
+Side = Literal["left", "right"]
+
+_WORKING_SIDE = 512  # longer side at which a photograph is measured, at least
+_DIAMETER = 256  # pixels across the field at which structure is measured, at most: 51 µm a pixel at 45°
+_INSIDE = 0.9  # share of the radius that is measured: the rim has stray light, notches and text
+_DARK, _BRIGHT = 10, 250  # grey levels at which a pixel holds no more detail
+_LIT = 0.06  # between dark (0) and lit (1): the least light of a pixel within the field
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Measurements of one photograph. Where `field_found` is false only `aspect` means anything; the rest is 0."""
+
+    field_found: bool
+    aspect: float  # width over height of the picture
+    radius: float = 0.0  # of the field, pixels of the picture as given
+    coverage: float = 0.0  # share of the circle's area that is lit
+    truncated: float = 0.0  # share of the circle's area that the sensor cut off
+    exposure: float = 0.0  # mean brightness within the field, 0 to 255
+    dark: float = 0.0  # share of the field without detail: all channels at most 10
+    bright: float = 0.0  # share of the field without detail: two channels at 250 or more
+    focus: float = 0.0  # root energy of the green channel's detail at 1-2 px over that at 4-8 px, at 256 px across
+    contrast: float = 0.0  # standard deviation of green without its illumination, over its mean
+    red: float = 0.0  # means within the field, 0 to 255
+    green: float = 0.0
+    blue: float = 0.0
+    inverted: bool = False  # a negative: blue outshines green and green red
+    fundus_like: float = 0.0  # 0 to 1: see `_fundus_like`
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a photograph must reach. Real ones pass: 40 of 40 of 512 pixels, 1,594 of 1,600 thumbnails of 28.
+
+    Focus and contrast are not judged below `detail_radius`: a thumbnail has no detail to lose. Of the 40, the least
+    focus is 0.54 and the least contrast 0.075; a blur of 2 pixels of 256 (a vessel's width) leaves a focus of about
+    0.33."""
+
+    min_radius: float = 10.0
+    min_coverage: float = 0.6
+    max_truncated: float = 0.3
+    min_exposure: float = 20.0
+    max_exposure: float = 200.0
+    max_dark: float = 0.35
+    max_bright: float = 0.15
+    min_focus: float = 0.35
+    min_contrast: float = 0.03
+    detail_radius: float = 60.0
+    min_fundus_like: float = 0.5
+    max_aspect: float = 2.0
+
+
+def measure(pixels: Pixels) -> Quality:
+    """The quality of a photograph, uint8 [H, W, 3]. Raises DataError on another shape, type, or less than 16 pixels."""
+    _check(pixels)
+    height, width = pixels.shape[:2]
+    factor = max(1, max(height, width) // _WORKING_SIDE)
+    small = pixels
+    if factor > 1 and min(height, width) // factor >= 16:
+        small = np.asarray(Image.fromarray(pixels).reduce(factor))
+    try:
+        fov = find_field_of_view(small)
+    except DataError:
+        return Quality(field_found=False, aspect=width / height)
+    colours = small[_within(small.shape[:2], fov, _INSIDE) & ~white_surround(small)]
+    if not len(colours):
+        return Quality(field_found=False, aspect=width / height)
+    red, green, blue = (float(c) for c in colours.mean(axis=0))
+    focus, contrast, detail = _structure(small[..., 1], fov)
+    return Quality(
+        field_found=True,
+        aspect=width / height,
+        radius=fov.radius * factor,
+        coverage=fov.coverage,
+        truncated=_truncated(small, fov),
+        exposure=float((colours @ np.array([0.299, 0.587, 0.114])).mean()),
+        dark=float((colours.max(axis=1) <= _DARK).mean()),
+        bright=float((np.median(colours, axis=1) >= _BRIGHT).mean()),
+        focus=focus,
+        contrast=contrast,
+        red=red,
+        green=green,
+        blue=blue,
+        inverted=red < green < blue,
+        fundus_like=_fundus_like(red, green, blue, detail),
+    )
+
+
+def judge(quality: Quality, thresholds: Thresholds | None = None) -> list[str]:
+    """Why a photograph should not be used, each reason with the number found and the one needed; empty if fine."""
+    q, t = quality, thresholds or Thresholds()
+    if not q.field_found:
+        return ["no field of view is found; a lit disc on a dark or white surround is needed"]
+    if q.inverted:
+        return [
+            f"colours are inverted: red {q.red:.0f} < green {q.green:.0f} < blue {q.blue:.0f}; a positive is needed"
+        ]
+    aspect = max(q.aspect, 1 / q.aspect)
+    detailed = q.radius >= t.detail_radius
+    checks = (
+        ("the field's radius is", q.radius, ".0f", t.min_radius, math.inf, " px"),
+        ("the longer side over the shorter is", aspect, ".2f", 1.0, t.max_aspect, ""),
+        ("the lit share of the field is", q.coverage, ".2f", t.min_coverage, math.inf, ""),
+        ("the share of the field cut off is", q.truncated, ".2f", 0.0, t.max_truncated, ""),
+        ("mean brightness is", q.exposure, ".0f", t.min_exposure, t.max_exposure, ""),
+        ("the share too dark for detail is", q.dark, ".2f", 0.0, t.max_dark, ""),
+        ("the share too bright for detail is", q.bright, ".2f", 0.0, t.max_bright, ""),
+        ("contrast is", q.contrast, ".3f", t.min_contrast if detailed else 0.0, math.inf, ""),
+        ("focus is", q.focus, ".3f", t.min_focus if detailed else 0.0, math.inf, ""),
+        ("likeness to a fundus is", q.fundus_like, ".2f", t.min_fundus_like, math.inf, ""),
+    )
+    reasons = []
+    for what, value, form, least, most, unit in checks:
+        if value < least:
+            reasons.append(f"{what} {value:{form}}{unit}; at least {least:{form}}{unit} is needed")
+        elif value > most:
+            reasons.append(f"{what} {value:{form}}{unit}; at most {most:{form}}{unit} is allowed")
+    return reasons
+
+
+def normalise_laterality(pixels: Pixels, eye: str, to: Side = "right") -> Pixels:
+    """The photograph, uint8 [H, W, 3], as one of the eye `to`: mirrored left-right if it shows the other.
+
+    Raises DataError if `eye` is not known: a guess would mirror some eyes and not others."""
+    if eye not in ("left", "right") or to not in ("left", "right"):
+        raise DataError(
+            f"laterality is {eye!r}, wanted {to!r}; 'left' or 'right' is needed. State the eye of the image."
+        )
+    return pixels if eye == to else np.ascontiguousarray(pixels[:, ::-1])
+
+
+# ---- measurements --------------------------------------------------------------------------------------------------
+
+
+def _check(image: Pixels) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 16:
+        found = f"{image.dtype} {list(image.shape)}"
+        raise DataError(f"an image is {found}; uint8 [height, width, 3] of at least 16 x 16 is needed (RGB).")
+
+
+def _within(shape: tuple[int, ...], fov: FieldOfView, share: float) -> NDArray[np.bool_]:
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    return np.hypot(x - fov.cx, y - fov.cy) <= share * fov.radius
+
+
+def _truncated(image: Pixels, fov: FieldOfView) -> float:
+    """Share of the circle's area beyond the sensor: outside the picture, or in the black bands some cameras add."""
+    grey = image.max(axis=2).astype(np.float32)
+    dark, lit = float(np.percentile(grey, 1)), float(np.percentile(grey, 95))
+    bright = (grey > dark + _LIT * (lit - dark)) & _within(grey.shape, fov, 1.0)
+    line = (np.arange(200) + 0.5) / 100 - 1
+    kept = []
+    for axis, centre in ((1, fov.cy), (0, fov.cx)):
+        many = bright.sum(axis=axis)
+        used = np.flatnonzero(many >= max(1.0, 0.1 * fov.radius))
+        low, high = (used[0], used[-1]) if len(used) else (0, -1)
+        # A cut ends in a chord, the circle itself in a short row: only what lies clearly within it counts as cut.
+        low, high = (low - 0.5 - centre) / fov.radius, (high + 0.5 - centre) / fov.radius
+        kept.append((line >= (low if low > -0.95 else -1)) & (line <= (high if high < 0.95 else 1)))
+    circle = np.hypot(line[:, None], line[None, :]) <= 1
+    return float(1 - (circle & kept[0][:, None] & kept[1][None, :]).sum() / circle.sum())
+
+
+def _structure(green: NDArray[np.uint8], fov: FieldOfView) -> tuple[float, float, float]:
+    """Focus, contrast, and the share of energy in the finest detail, of the field at up to 256 pixels across."""
+    diameter = int(min(_DIAMETER, 2 * fov.radius))
+    values, seen = _on_circle(green, fov, diameter)
+    flat = values - _blur(values, seen, diameter / 16)
+    core = seen & (ndimage.distance_transform_edt(np.pad(seen, 1))[1:-1, 1:-1] > 3)
+    if core.sum() < 16:
+        return 0.0, 0.0, 1.0
+    blurred = {0.0: flat} | {sigma: _blur(flat, seen, sigma) for sigma in (1.0, 2.0, 4.0, 8.0)}
+    energy = {low: float(((blurred[low] - blurred[high])[core] ** 2).mean())
+              for low, high in ((0.0, 1.0), (1.0, 2.0), (4.0, 8.0))}  # fmt: skip
+    # Of the energy of white noise the finest band holds 0.761 and the next 0.036. What the finest holds is taken as
+    # noise, so that noise does not pass for focus.
+    fine = max(energy[1.0] - 0.036 / 0.761 * energy[0.0], 0.0)
+    focus = math.sqrt(fine / max(energy[4.0], 1e-3))
+    total = float(flat[core].var())
+    return focus, math.sqrt(total) / max(float(values[core].mean()), 1.0), energy[0.0] / max(total, 1e-6)
+
+
+def _on_circle(channel: NDArray[np.uint8], fov: FieldOfView, side: int) -> tuple[Array, NDArray[np.bool_]]:
+    """A channel on the field's bounding square, [side, side], and which of its pixels are well within the field."""
+    height, width = channel.shape
+    left, top = fov.cx + 0.5 - fov.radius, fov.cy + 0.5 - fov.radius
+    pad = max(0, int(np.ceil(max(-left, -top, left + 2 * fov.radius - width, top + 2 * fov.radius - height))) + 1)
+    box = (left + pad, top + pad, left + pad + 2 * fov.radius, top + pad + 2 * fov.radius)
+    values = Image.fromarray(np.pad(channel, pad, mode="edge").astype(np.float32))
+    seen = Image.fromarray(np.pad(np.ones((height, width), np.float32), pad))
+    # By area, which leaves white noise white: `_structure` counts on it.
+    values, seen = (im.resize((side, side), Image.Resampling.BOX, box=box) for im in (values, seen))
+    centre = FieldOfView((side - 1) / 2, (side - 1) / 2, side / 2, 1.0)
+    return np.asarray(values), (np.asarray(seen) > 0.99) & _within((side, side), centre, _INSIDE)
+
+
+def _blur(values: Array, seen: NDArray[np.bool_], sigma: float) -> Array:
+    """Gaussian mean over what is seen (normalised convolution, Knutsson and Westin 1993)."""
+    weight = ndimage.gaussian_filter(seen.astype(np.float32), sigma, truncate=3, mode="constant")
+    summed = ndimage.gaussian_filter(np.where(seen, values, 0), sigma, truncate=3, mode="constant")
+    return summed / np.maximum(weight, 1e-3)
+
+
+def _fundus_like(red: float, green: float, blue: float, detail: float) -> float:
+    """The weaker of two memberships, 0 to 1.
+
+    Colour: blood and pigment leave red more than green and green more than blue. Smoothness: a retina's energy is in
+    its large structures; in noise, text and textures it is in the finest."""
+    colour = min(red / max(green, 1.0), red / max(blue, 1.0))
+    return min(_ramp(colour, 0.95, 1.15), _ramp(-detail, -0.75, -0.45))
+
+
+def _ramp(value: float, none: float, full: float) -> float:
+    return min(max((value - none) / (full - none), 0.0), 1.0)
