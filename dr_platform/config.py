@@ -55,6 +55,24 @@ class PhantomConfig(Section):
         return self
 
 
+class QualityConfig(Section):
+    """What a photograph must reach to be used; data/quality.py says how each is measured and why these values."""
+
+    enabled: bool = Field(True, description="false takes whatever has a field of view.")
+    min_radius: float = Field(10.0, description="Of the field, pixels.")
+    min_coverage: float = Field(0.6, description="Share of the field's circle that is lit.")
+    max_truncated: float = Field(0.3, description="Share of the field's circle that the sensor cut off.")
+    min_exposure: float = Field(20.0, description="Mean brightness of the field, 0 to 255.")
+    max_exposure: float = Field(200.0, description="Mean brightness of the field, 0 to 255.")
+    max_dark: float = Field(0.35, description="Share of the field too dark for detail.")
+    max_bright: float = Field(0.15, description="Share of the field too bright for detail.")
+    min_focus: float = Field(0.35, description="Detail at 1-2 px over that at 4-8 px, at 256 px across.")
+    min_contrast: float = Field(0.03, description="Of the green channel without its illumination.")
+    detail_radius: float = Field(60.0, description="Focus and contrast of smaller fields are not judged, pixels.")
+    min_fundus_like: float = Field(0.5, description="Likeness to a fundus by colour and structure, 0 to 1.")
+    max_aspect: float = Field(2.0, description="Longer side over shorter side.")
+
+
 class PrepareConfig(Section):
     """Raw collections to shards of one grade at one resolution."""
 
@@ -65,6 +83,16 @@ class PrepareConfig(Section):
     held_out: float = Field(ge=0, lt=1, description="Share of patients never trained on.")
     seed: Seed = Field(description="Decides the split and the order of nested subsets.")
     shard_images: PositiveInt = Field(description="Images per Parquet shard.")
+    quality: QualityConfig = Field(default_factory=QualityConfig, description="What a photograph must reach.")
+    rim_text: Literal["leave-out", "keep"] = Field(
+        "leave-out", description="Photographs with what looks like writing at the rim."
+    )
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        0.84, description="Likeness from which two photographs are one; null: only equal files are."
+    )
+    conflicting_grades: Literal["leave-out", "lowest", "highest"] = Field(
+        "leave-out", description="What copies of one photograph with different grades count as."
+    )
 
     @field_validator("resolution")
     @classmethod

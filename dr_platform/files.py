@@ -88,8 +88,7 @@ def directory_aside(target: Path, *, failure: type[DrpError]) -> Iterator[Path]:
         for file in aside.rglob("*"):
             if file.is_file():
                 sync(file)
-        sync(aside)
-        _swap(aside, target)
+        put_in_place(aside, target)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise failure(f"{target} could not be written: {error.strerror or error}. {_advice(error)}") from error
@@ -116,8 +115,10 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _swap(aside: Path, target: Path) -> None:
+def put_in_place(aside: Path, target: Path) -> None:
+    """Make the directory `aside` be `target`, in place of an earlier one; the files in it are synced already."""
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    sync(aside)
     if target.exists():
         os.rename(target, old)
     os.rename(aside, target)

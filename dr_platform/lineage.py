@@ -3,28 +3,39 @@
 Two facts decide how proprietary bytes are kept out of the public remote, both tried with DVC 3.67. An output that names
 its remote goes nowhere else, whatever `dvc push -r` says; an output that names none goes wherever `-r` points. So the
 default remote is `private`, `track` writes the remote into every .dvc file it makes, `misrouted` finds whatever names
-none or the wrong one, and `push` refuses to start while there is any.
+none or the wrong one, `leaked` what lies in the wrong one already, and `push` refuses to start while there is any.
 
-DVC runs as a subprocess of this interpreter, so that its progress reaches the terminal and its state is its own; only
-its configuration and its index of outputs are read in process.
+A third decides what is believed on the way back: DVC checks no byte of a remote unless told to, and when told to it
+refuses without saying what. So a remote that does not verify is a fault, and `damaged` finds the objects by itself.
+
+DVC runs as a subprocess of this interpreter, so that its progress reaches the terminal and its state is its own; its
+configuration, its index of outputs and its file systems are used in process.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from dvc.config import Config, ConfigError
 from dvc.exceptions import DvcException
-from dvc.output import Output
+from dvc.fs import get_cloud_fs, get_fs_config
 from dvc.repo import Repo
 
 from dr_platform import files
@@ -42,6 +53,8 @@ LOCK_FILE = "dvc.lock"
 _ALIAS = ("proprietary", "remote://private/")
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _QUIET = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}
+_CHUNK_BYTES = 1 << 20
+_PATIENCE = {"connect_timeout": 10, "read_timeout": 30}  # seconds of S3's first answer; DVC would wait for minutes
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,22 @@ class Remote:
     url: str
     default: bool
     verify: bool
+
+
+@dataclass(frozen=True)
+class _Content:
+    """An output that DVC versions, and what is in it as far as DVC's cache here can tell."""
+
+    path: str  # below the root
+    remote: str | None  # as its entry says
+    place: str  # the remote it goes to, by default the default one
+    digest: str | None  # MD5, with .dir for a directory; None before the first run
+    files: dict[str, str]  # MD5 -> path within the output; of a directory without its listing in the cache, nothing
+
+    def named(self, digest: str) -> str:
+        """The path below the root of the file with this digest; of the output itself for its own."""
+        within = self.files.get(digest)
+        return f"{self.path}/{within}" if within else self.path
 
 
 # -- where the code stands ---------------------------------------------------------------------------------------------
@@ -182,9 +211,57 @@ def remotes(root: Path) -> list[Remote]:
     config = _config(root)
     default = config.get("core", {}).get("remote")
     return [
-        Remote(name, str(settings["url"]), name == default, bool(settings.get("verify", False)))
+        Remote(name, str(settings["url"]), name == default, bool(_settings(config, name).get("verify", False)))
         for name, settings in sorted(config.get("remote", {}).items())
     ]
+
+
+def remote_faults(root: Path) -> list[str]:
+    """One sentence for each remote that is not fit to hold data; empty in a sound project.
+
+    A remote must verify what it reads, as DVC hands on damaged bytes in silence otherwise; and no remote may lie in the
+    place of the private one, or within it or around it, under a name that public data go to.
+    """
+    config, known = _config(root), remotes(root)
+    faults = [
+        f"the remote {remote.name} does not verify what is read. Run: dvc remote modify {remote.name} verify true"
+        for remote in known
+        if not remote.verify
+    ]
+    closed = _closed(known)
+    places = {remote.name: _place(_settings(config, remote.name)) for remote in known}
+    for name, place in places.items():
+        for hidden in sorted(closed & places.keys()):
+            if name not in closed and (
+                place[: len(places[hidden])] == places[hidden] or _around(place, places[hidden])
+            ):
+                faults.append(f"the remotes {name} and {hidden} share a place. Run: dvc remote modify {name} url URL")
+    return faults
+
+
+def _closed(known: Iterable[Remote]) -> set[str]:
+    """Names of the remotes that may hold proprietary data."""
+    return {"private", *(remote.name for remote in known if remote.url.startswith("remote://private"))}
+
+
+def _place(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where a remote lies, from the server to the innermost directory."""
+    url = urlsplit(str(settings["url"]))
+    if not url.scheme:
+        return ("", *Path(url.path).resolve().parts)
+    return (f"{url.scheme}://{settings.get('endpointurl') or ''}", url.netloc, *PurePosixPath(url.path).parts[1:])
+
+
+def _around(outer: tuple[str, ...], inner: tuple[str, ...]) -> bool:
+    return inner[: len(outer)] == outer
+
+
+def _settings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What is configured for a remote, with what it takes over from another one. Raises LineageError."""
+    try:
+        return dict(get_fs_config(config, name=name))
+    except DvcException as error:
+        raise LineageError(f"The remote {name} is not configured: {_last_line(str(error))}. Run: drp init") from None
 
 
 def _config(root: Path) -> Config:
@@ -237,54 +314,74 @@ def track(root: Path, directory: Path, visibility: Visibility) -> Path:
 
 
 def push(root: Path) -> None:
-    """Send every output to its remote, unless one could reach the wrong place. Raises LineageError."""
-    faults = misrouted(root)
-    if faults:
-        raise LineageError(f"nothing was pushed: {faults[0]}" + (f" ({len(faults)} such faults)" if faults[1:] else ""))
+    """Send every output to its remote, unless one could reach the wrong place, or one has before. Raises LineageError.
+
+    An interrupted push leaves whole objects only; the same command sends the others.
+    """
+    _refuse("nothing was pushed", [*remote_faults(root), *misrouted(root)])
+    _reach_all(root)
+    _refuse("nothing was pushed", leaked(root))
     _dvc(root, "push", show=True)
+
+
+def pull(root: Path, targets: Sequence[str] = ()) -> None:
+    """Fetch every output (or `targets`) from its remote and check it out; only bytes that have the recorded digests.
+
+    Raises LineageError, with nothing checked out, if a remote does not answer, or if an object in it is damaged or
+    missing: the error names the output and the object.
+    """
+    _refuse("nothing was pulled", remote_faults(root))
+    _reach_all(root, targets)
+    show = sys.stderr.isatty()
+    try:
+        _dvc(root, "fetch", *targets, show=show)
+    except LineageError:
+        _refuse("nothing was checked out", damaged(root, targets))
+        raise
+    # A fetch that throws a damaged object away succeeds, and `dvc pull` would check out what is whole beside it.
+    _refuse("nothing was checked out", damaged(root, targets))
+    _dvc(root, "checkout", *targets, show=show)
+
+
+def _refuse(outcome: str, faults: Sequence[str]) -> None:
+    if faults:
+        raise LineageError(f"{outcome}: {faults[0]}" + (f" ({len(faults)} such faults)" if faults[1:] else ""))
 
 
 def misrouted(root: Path) -> list[str]:
     """One sentence for each output that a `dvc push` could carry to the wrong remote; empty in a sound project.
 
     An output must name a remote; below data/raw/proprietary it must be the private one; a collection that calls itself
-    proprietary must not lie among the public ones; and no picture of a private output may lie in a public one.
+    proprietary must not lie among the public ones; and no file of a private output may lie in a public one, unless it
+    says nothing, such as a table without rows.
     """
-    faults = []
-    private: dict[str, str] = {}
-    public: dict[str, str] = {}
-    urls = {remote.name: remote.url for remote in remotes(root)}
-    closed = {"private", *(name for name, url in urls.items() if url.startswith("remote://private"))}
-    versioned = _versioned(root)
-    for out, pictures in versioned:
-        path = Path(out.fspath).relative_to(root.resolve()).as_posix()
-        proprietary = PurePosixPath(path).is_relative_to(RAW / "proprietary")
-        if out.remote is None:
-            faults.append(f"{path} names no remote, so dvc push -r public would carry it. Add `remote:` to its entry.")
-        elif out.remote not in closed and proprietary:
-            faults.append(f"{path} is proprietary, but goes to the remote {out.remote}. Write remote: private")
-        elif out.remote not in closed and _calls_itself_proprietary(Path(out.fspath)):
-            faults.append(f"{path} calls itself proprietary, but goes to the remote {out.remote}. Move it away")
-        here = {digest: f"{path}/{name}" if name else path for digest, name in pictures.items()}
-        (private if out.remote in closed or proprietary else public).update(here)
-    tracked = {Path(out.fspath) for out, _ in versioned}
+    faults: list[str] = []
+    closed = _closed(remotes(root))
+    with _project(root) as repo:
+        contents = _contents(repo)
+        for content in contents:
+            faults += _misrouted(root.resolve(), content, closed)
+        faults += _shared(repo, contents, closed)
+    tracked = {content.path for content in contents}
     for collection in sorted((root / RAW).resolve().glob("*/*/collection.json")):
-        if collection.parent not in tracked:
-            path = collection.parent.relative_to(root.resolve()).as_posix()
+        path = collection.parent.relative_to(root.resolve()).as_posix()
+        if path not in tracked:
             faults.append(f"{path} is not versioned: its ingest was interrupted. Run it again with --replace")
-    for digest in sorted(private.keys() & public.keys()):
-        faults.append(f"{public[digest]} is public, but is the same picture as {private[digest]}. Remove one.")
     return faults
 
 
-def _versioned(root: Path) -> list[tuple[Output, dict[str, str]]]:
-    """Every output that `dvc push` may carry, with its pictures: MD5 -> path within the output."""
-    _config(root)
-    try:
-        with Repo(str(root)) as repo:
-            return [(out, _pictures(repo, out)) for out in repo.index.outs if out.use_cache and out.can_push]
-    except DvcException as error:
-        raise LineageError(f"DVC cannot read {root}: {_last_line(str(error))}.") from None
+def _misrouted(root: Path, content: _Content, closed: Collection[str]) -> Iterator[str]:
+    path, remote = content.path, content.remote
+    if remote is None:
+        yield f"{path} names no remote, so dvc push -r public would carry it. Add `remote:` to its entry."
+    elif remote not in closed and _is_proprietary(path):
+        yield f"{path} is proprietary, but goes to the remote {remote}. Write remote: private"
+    elif remote not in closed and _calls_itself_proprietary(root / path):
+        yield f"{path} calls itself proprietary, but goes to the remote {remote}. Move it away"
+
+
+def _is_proprietary(path: str) -> bool:
+    return PurePosixPath(path).is_relative_to(RAW / "proprietary")
 
 
 def _calls_itself_proprietary(path: Path) -> bool:
@@ -294,20 +391,273 @@ def _calls_itself_proprietary(path: Path) -> bool:
         return False
 
 
-def _pictures(repo: Repo, out: Output) -> dict[str, str]:
-    """The picture files of an output, from the listing in DVC's cache; none if that is not there."""
-    digest = out.hash_info.value if out.hash_info else None
+def _shared(repo: Repo, contents: Iterable[_Content], closed: Collection[str]) -> Iterator[str]:
+    """A sentence for each file that lies in a public output and in a private one."""
+    private, public = _by_side(contents, closed)
+    for digest in sorted(private.keys() & public.keys()):
+        theirs, ours = public[digest], private[digest]
+        if PurePosixPath(ours).suffix.lower() in _PICTURES:
+            yield f"{theirs} is public, but is the same picture as {ours}. Remove one."
+        elif not _says_nothing(Path(repo.cache.local.oid_to_path(digest)).read_bytes, ours):
+            yield f"{theirs} is public, but is the same file as {ours}. Remove one."
+
+
+def _by_side(contents: Iterable[_Content], closed: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """MD5 -> path of all that is private, and of all that is public; the listing of a directory is one of its files."""
+    private: dict[str, str] = {}
+    public: dict[str, str] = {}
+    for content in contents:
+        side = private if content.remote in closed or _is_proprietary(content.path) else public
+        digests = {*content.files, *([content.digest] if content.digest else [])}
+        side.update({digest: content.named(digest) for digest in sorted(digests)})
+    return private, public
+
+
+def _says_nothing(read: Callable[[], bytes], name: str) -> bool:
+    """Whether a file holds nothing that could be anybody's: no bytes, no entries, or a table that has no rows.
+
+    read: gives its bytes. One that cannot be read says something.
+    """
+    try:
+        content = read()
+    except OSError:
+        return False
+    if content in (b"", b"[]"):
+        return True
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix == ".csv":
+        return not content.partition(b"\n")[2].strip()
+    if suffix == ".parquet":
+        try:
+            return pq.ParquetFile(io.BytesIO(content)).metadata.num_rows == 0
+        except pa.ArrowException:
+            return False
+    return False
+
+
+def leaked(root: Path) -> list[str]:
+    """One sentence for each object of a private output that lies in a remote for public data already.
+
+    Asks those remotes; raises LineageError if one does not answer.
+    """
+    known = remotes(root)
+    closed = _closed(known)
+    faults = []
+    with _project(root) as repo:
+        private, _ = _by_side(_contents(repo), closed)
+        for name in sorted({remote.name for remote in known} - closed):
+            _reach(repo.config, name)
+            store = repo.cloud.get_remote_odb(name)
+            for digest in sorted(_present(store, list(private))):
+                read = partial(store.fs.cat_file, store.oid_to_path(digest))
+                if not _says_nothing(read, private[digest]):
+                    faults.append(
+                        f"{private[digest]} is private, but lies in the remote {name} as {_object(digest)}. "
+                        "Delete that object there, and find out who has read it"
+                    )
+    return faults
+
+
+def _present(store: Any, digests: list[str]) -> Iterable[str]:
+    # In a directory DVC's own question deletes whatever is damaged; in a bucket it is the quicker of two ways.
+    return store.list_oids_exists(digests) if store.fs.protocol == "local" else store.oids_exist(digests)
+
+
+def damaged(root: Path, targets: Sequence[str] = ()) -> list[str]:
+    """One sentence for each object that outputs here need, this machine lacks, and their remote holds damaged or not.
+
+    Reads all of these objects. Raises LineageError if a remote does not answer.
+    """
+    _reach_all(root, targets)
+    with _project(root) as repo:
+        return [fault for content in _contents(repo, targets) for fault in _damaged(repo, content)]
+
+
+def _damaged(repo: Repo, content: _Content) -> Iterator[str]:
+    if content.digest is None:
+        return
+    cache, store = repo.cache.local, repo.cloud.get_remote_odb(content.place)
+    entries = content.files
+    if not cache.exists(content.digest):
+        fault = _fault_of(store, content.digest)
+        if fault:
+            yield f"{content.path} {_in_remote(fault, content.place, content.digest)}"
+            return
+        if content.digest.endswith(".dir"):
+            entries = _entries(store.fs.cat_file(store.oid_to_path(content.digest)))
+    for digest, name in entries.items():
+        if digest != content.digest and not cache.exists(digest) and (fault := _fault_of(store, digest)):
+            yield f"{content.path}/{name} {_in_remote(fault, content.place, digest)}"
+
+
+def _fault_of(store: Any, digest: str) -> Literal["damaged", "missing"] | None:
+    found = hashlib.md5(usedforsecurity=False)
+    try:
+        with store.fs.open(store.oid_to_path(digest), "rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                found.update(chunk)
+    except FileNotFoundError:
+        return "missing"
+    return None if found.hexdigest() == digest.removesuffix(".dir") else "damaged"
+
+
+def _in_remote(fault: str, remote: str, digest: str) -> str:
+    advice = "Delete it there and run drp data push" if fault == "damaged" else "Run drp data push"
+    return f"is {fault} in the remote {remote} (object {_object(digest)}). {advice} where the data are whole"
+
+
+def _object(digest: str) -> str:
+    """An object's path within a remote."""
+    return f"files/md5/{digest[:2]}/{digest[2:]}"
+
+
+# -- what DVC knows ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _project(root: Path) -> Iterator[Repo]:
+    _config(root)
+    try:
+        with Repo(str(root)) as repo:
+            yield repo
+    except DvcException as error:
+        raise LineageError(f"DVC cannot read {root}: {_last_line(str(error))}.") from None
+
+
+def _contents(repo: Repo, targets: Sequence[str] = ()) -> list[_Content]:
+    """Every output that `dvc push` may carry, or those of `targets`."""
+    chosen = repo.index.targets_view(list(targets)) if targets else repo.index
+    default = repo.config["core"].get("remote") or "private"
+    return [
+        _Content(
+            path=Path(out.fspath).relative_to(Path(repo.root_dir)).as_posix(),
+            remote=out.remote,
+            place=out.remote or default,
+            digest=out.hash_info.value if out.hash_info else None,
+            files=_files(repo, out.hash_info.value if out.hash_info else None),
+        )
+        for out in chosen.outs
+        if out.use_cache and out.can_push
+    ]
+
+
+def _files(repo: Repo, digest: str | None) -> dict[str, str]:
     if not digest:
         return {}
     if not digest.endswith(".dir"):
-        return {digest: ""} if PurePosixPath(out.fspath).suffix.lower() in _PICTURES else {}
+        return {digest: ""}
     listing = Path(repo.cache.local.oid_to_path(digest))
-    entries = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else []
-    return {
-        entry["md5"]: entry["relpath"]
-        for entry in entries
-        if PurePosixPath(entry["relpath"]).suffix.lower() in _PICTURES
-    }
+    return _entries(listing.read_bytes()) if listing.is_file() else {}
+
+
+def _entries(listing: bytes) -> dict[str, str]:
+    return {entry["md5"]: entry["relpath"] for entry in json.loads(listing)}
+
+
+def versions_with(root: Path, names: Collection[str]) -> list[dict[str, Path]]:
+    """The versions of directories in DVC's cache that have all these files at their top: name -> file in the cache.
+
+    Present versions and earlier ones, as long as nobody has run `dvc gc`. Raises LineageError.
+    """
+    found = []
+    with _project(root) as repo:
+        cache = repo.cache.local
+        for listing in sorted(Path(cache.path).glob("*/*.dir")):
+            wanted = {name: digest for digest, name in _entries(listing.read_bytes()).items() if name in names}
+            paths = {name: Path(cache.oid_to_path(digest)) for name, digest in wanted.items()}
+            if paths.keys() == set(names) and all(path.is_file() for path in paths.values()):
+                found.append(paths)
+    return found
+
+
+# -- whether a remote answers ------------------------------------------------------------------------------------------
+
+
+def _reach_all(root: Path, targets: Sequence[str] = ()) -> None:
+    """Raise LineageError, in one line, unless every remote that outputs (or `targets`) name can be used."""
+    with _project(root) as repo:
+        for name in sorted({content.place for content in _contents(repo, targets)}):
+            _reach(repo.config, name)
+
+
+def _reach(config: Mapping[str, Any], name: str) -> None:
+    """Ask a remote for one name. No exception's text gets into the error: it could hold a key."""
+    url = str(_settings(config, name)["url"])
+    kind, settings, path = get_cloud_fs(config, name=name)
+    if kind.protocol == "local":
+        return
+    if kind.protocol == "s3":
+        _reach_s3(kind(**{**_PATIENCE, **settings}), path, name, settings.get("endpointurl"))
+        return
+    try:
+        kind(**settings).exists(path)
+    except Exception as error:  # file systems of every kind fail in ways of their own
+        raise LineageError(
+            f"The remote {name} ({_without_user(url)}) cannot be used ({type(error).__name__}). "
+            f"Connect to it, or correct it: dvc remote modify {name} …"
+        ) from None
+
+
+def _reach_s3(file_system: Any, path: str, name: str, endpoint: str | None) -> None:
+    from botocore.exceptions import (  # type: ignore[import-untyped]
+        BotoCoreError,
+        CredentialRetrievalError,
+        NoCredentialsError,
+        PartialCredentialsError,
+        ProfileNotFound,
+    )
+
+    bucket, _, prefix = path.strip("/").partition("/")
+    server = _without_user(endpoint) if endpoint else "Amazon S3"
+    try:
+        with _one_attempt():
+            file_system.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    except FileNotFoundError:
+        raise LineageError(
+            f"There is no bucket {bucket} at {server}, though the remote {name} names it. "
+            f"Create it, or correct: dvc remote modify {name} url s3://BUCKET"
+        ) from None
+    except (
+        PermissionError,
+        NoCredentialsError,
+        PartialCredentialsError,
+        CredentialRetrievalError,
+        ProfileNotFound,
+    ) as e:
+        raise LineageError(
+            f"{server} refuses the credentials of the remote {name} ({_code(e)}). "
+            f"Correct them: dvc remote modify --local {name} access_key_id … and secret_access_key …"
+        ) from None
+    except (BotoCoreError, OSError) as error:
+        raise LineageError(
+            f"{server} does not answer for the remote {name} ({_code(error)}). "
+            f"Start it, or correct: dvc remote modify {name} endpointurl …"
+        ) from None
+
+
+def _code(error: Exception) -> str:
+    """What S3 calls an error, or the name of its class: words that hold nobody's secret."""
+    response = getattr(error.__cause__, "response", None)
+    code = str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+    return code if re.fullmatch(r"[A-Za-z0-9]{3,40}", code) else type(error).__name__
+
+
+def _without_user(address: str) -> str:
+    return re.sub(r"://[^/@\s]+@", "://***@", address)
+
+
+@contextmanager
+def _one_attempt() -> Iterator[None]:
+    """Whoever mistyped an address wants to know at once; the transfer itself keeps its five attempts."""
+    before = os.environ.get("AWS_MAX_ATTEMPTS")
+    os.environ["AWS_MAX_ATTEMPTS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["AWS_MAX_ATTEMPTS"]
+        else:
+            os.environ["AWS_MAX_ATTEMPTS"] = before
 
 
 # -- the subprocess ----------------------------------------------------------------------------------------------------

@@ -77,16 +77,21 @@ class Record(BaseModel):
 
 
 class Collection(Record):
-    """`collection.json` in the root of a raw collection: what it is, and the digest of its table of images."""
+    """`collection.json` in the root of a raw collection: what it is, and the digests of its tables of images."""
 
+    version: Literal[2] = 2  # type: ignore[assignment]  # 2: layout, licences, pseudonyms, measurements
     remedy: ClassVar[str] = "Run: drp data ingest, or dvc pull"
 
     name: str
     visibility: Visibility
     images: int
-    rejected: int = Field(description="Images that could not be used; import-report.csv lists them.")
+    rejected: int = Field(description="Images that could not be used; the import report lists them.")
     origin: Literal["ingest", "phantom"]
+    layout: str = Field(description="How the delivery was laid out: eyepacs, messidor, csv, ...")
+    licenses: tuple[str, ...] = Field(description="What its owners let its images be used for.")
+    key: str | None = Field(description="Fingerprint of the key behind the pseudonyms; None where ids are no names.")
     labels_sha256: Digest
+    measurements_sha256: Digest
 
 
 class Share(BaseModel):
@@ -165,10 +170,21 @@ class StoredFile(BaseModel):
     sha256: Digest
 
 
+class TrainedOn(BaseModel):
+    """How many training images came from one collection under one licence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    collection: str
+    visibility: Visibility
+    license: str
+    images: int
+
+
 class Checkpoint(Record):
     """`checkpoint.json`, written last: a training after `step` steps, and a digest of each of its files."""
 
-    version: Literal[2] = 2  # type: ignore[assignment]  # 2: several grades; sealed
+    version: Literal[3] = 3  # type: ignore[assignment]  # 2: several grades; sealed. 3: collections and licences
     sealed: ClassVar[bool] = True
     remedy: ClassVar[str] = "Run: dvc repro train"
 
@@ -183,6 +199,7 @@ class Checkpoint(Record):
     config_sha256: Digest
     data_sha256: Digest
     train_images: int
+    sources: tuple[TrainedOn, ...] = Field((), description="Where the training images came from, if known.")
     parent: str | None = Field(description="NAME/VERSION of the model whose weights it started from.")
     generator: dict[str, Any] = Field(description="Keyword arguments that rebuild G.")
     discriminator: dict[str, Any] = Field(description="Keyword arguments that rebuild D.")

@@ -129,10 +129,11 @@ def prepare(project: Project, advance: Advance, *, as_class: bool = False) -> di
 
     as_class: for the conditional training of another grade (`train.condition_on`), which has outputs of its own.
     """
+    from dr_platform.data import pool
     from dr_platform.data.prepare import prepare as prepare_images
 
     target = project.classes if as_class else project.prepared
-    return prepare_images(project.raw, target, project.params.prepare, advance)
+    return prepare_images(project.raw, target, project.params.prepare, advance, processes=pool.processes())
 
 
 def train(

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dr_platform import files, lineage
@@ -188,6 +190,16 @@ def test_a_project_copied_without_git_still_answers(built: Path, tmp_path: Path)
     dvc(tmp_path, "status")
 
 
+def test_what_git_ignores_leaves_ingested_collections_to_dvc(tmp_path: Path) -> None:
+    git(tmp_path, "init")
+    (tmp_path / ".gitignore").write_bytes((Path(__file__).parents[1] / ".gitignore").read_bytes())
+    lineage.init_project(tmp_path)
+    (tmp_path / "data/raw/public").mkdir(parents=True)
+    lineage.track(tmp_path, add_collection(tmp_path, "public", b"by a public clinic"), "public")
+    lineage.push(tmp_path)
+    assert holding(tmp_path / lineage.REMOTES / "public", b"by a public clinic")
+
+
 def test_a_directory_that_is_no_project_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LineageError, match="no DVC project"):
         lineage.remotes(tmp_path)
@@ -304,14 +316,139 @@ def test_adding_data_again_keeps_its_remote(loose: Path) -> None:
     assert "remote: private" in collection.with_name("clinic.dvc").read_text()
 
 
-def test_a_changed_byte_in_the_remote_is_refused_on_the_way_back(loose: Path) -> None:
+def forget(root: Path, *outputs: Path) -> None:
+    """As in a fresh checkout: neither cache nor outputs."""
+    subprocess.run(["rm", "-rf", str(root / ".dvc/cache"), str(root / ".dvc/tmp"), *map(str, outputs)], check=True)
+
+
+def stored(root: Path, remote: str, content: bytes) -> Path:
+    (path,) = holding(root / lineage.REMOTES / remote, content)
+    path.chmod(0o644)
+    return path
+
+
+def change_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("harm", "word", "visibility"),
+    [
+        (change_a_byte, "damaged", "public"),
+        (cut, "damaged", "proprietary"),
+        (Path.unlink, "missing", "public"),
+    ],
+)
+def test_a_harmed_object_of_a_remote_is_refused_by_name(loose: Path, harm, word: str, visibility) -> None:
+    collection = add_collection(loose, visibility, b"sound")
+    (collection / "other.jpg").write_bytes(b"another one")
+    lineage.track(loose, collection, visibility)
+    lineage.push(loose)
+    remote = lineage.REMOTE_OF[visibility]
+    path = stored(loose, remote, b"photographed sound")
+    harm(path)
+    forget(loose, collection)
+    with pytest.raises(LineageError) as caught:
+        lineage.pull(loose)
+    message = str(caught.value)
+    assert f"data/raw/{visibility}/clinic/eye.jpg is {word} in the remote {remote}" in message
+    assert f"{path.parent.name}/{path.name}" in message
+    assert "such faults" not in message
+    assert not collection.exists()
+
+
+def test_a_harmed_listing_is_refused_by_the_name_of_its_output(loose: Path) -> None:
     collection = add_collection(loose, "public", b"sound")
     lineage.track(loose, collection, "public")
     lineage.push(loose)
-    (stored,) = holding(loose / lineage.REMOTES / "public", b"photographed sound")
-    stored.chmod(0o644)
-    stored.write_bytes(b"photographed souND")
-    subprocess.run(["rm", "-rf", str(loose / ".dvc/cache"), str(collection)], check=True)
-    with pytest.raises(subprocess.CalledProcessError):
-        dvc(loose, "pull")
-    assert not (collection / "eye.jpg").exists()
+    change_a_byte(stored(loose, "public", b'"relpath": "eye.jpg"'))
+    forget(loose, collection)
+    with pytest.raises(LineageError, match=r"data/raw/public/clinic is damaged in the remote public .*\.dir\)"):
+        lineage.pull(loose)
+    assert not collection.exists()
+
+
+def test_sound_objects_come_back_as_they_were(loose: Path) -> None:
+    collection = add_collection(loose, "public", b"sound")
+    lineage.track(loose, collection, "public")
+    lineage.push(loose)
+    before = {path.name: path.read_bytes() for path in collection.iterdir()}
+    forget(loose, collection)
+    lineage.pull(loose)
+    assert {path.name: path.read_bytes() for path in collection.iterdir()} == before
+    assert lineage.damaged(loose) == []
+
+
+@pytest.mark.parametrize("name", ["public", "private"])
+def test_a_remote_that_does_not_verify_is_refused_by_name(loose: Path, name: str) -> None:
+    assert lineage.remote_faults(loose) == []
+    dvc(loose, "remote", "modify", name, "verify", "false")
+    for move in (lineage.push, lineage.pull):
+        with pytest.raises(LineageError, match=f"dvc remote modify {name} verify true"):
+            move(loose)
+
+
+@pytest.mark.parametrize("url", ["../dvc-remotes/private", "../dvc-remotes/private/inside", "../dvc-remotes"])
+def test_a_public_remote_in_the_place_of_the_private_one_is_refused(loose: Path, url: str) -> None:
+    config = loose / ".dvc/config"
+    config.write_text(config.read_text().replace("url = ../dvc-remotes/public", f"url = {url}"))
+    with pytest.raises(LineageError, match=r"nothing was pushed: the remotes public and .* share a place"):
+        lineage.push(loose)
+
+
+def test_a_private_file_of_any_kind_below_the_public_data_is_refused_by_name(loose: Path) -> None:
+    names = ("labels.csv", "notes", "shard-train-00000.parquet", "weights.safetensors")
+    for visibility in ("public", "proprietary"):
+        collection = add_collection(loose, visibility, visibility.encode())
+        for name in names:
+            (collection / name).write_bytes(b"id,patient\n1," + SECRET + name.encode())
+        lineage.track(loose, collection, visibility)
+    faults = sorted(lineage.misrouted(loose))
+    assert len(faults) == len(names)
+    for fault, name in zip(faults, names, strict=True):
+        assert f"data/raw/public/clinic/{name} is public, but is the same file as" in fault
+    with pytest.raises(LineageError, match=r"nothing was pushed: .*is the same file as"):
+        lineage.push(loose)
+    assert not holding(loose / lineage.REMOTES, SECRET)
+
+
+def test_files_that_say_nothing_may_be_the_same_on_both_sides(loose: Path) -> None:
+    for visibility in ("public", "proprietary"):
+        collection = add_collection(loose, visibility, visibility.encode())
+        (collection / "import-report.csv").write_text("file,image_id,reason\n")
+        (collection / "empty").write_bytes(b"")
+        pq.write_table(pa.table({"image_id": pa.array([], pa.string())}), collection / "manifest.parquet")
+        lineage.track(loose, collection, visibility)
+    lineage.push(loose)
+    assert lineage.leaked(loose) == []
+    lineage.push(loose)
+
+
+def test_what_lies_in_the_public_remote_already_is_named_and_stops_a_push(loose: Path) -> None:
+    dvc(loose, "add", str(add_collection(loose, "proprietary", SECRET)))
+    dvc(loose, "push", "-r", "public")
+    assert holding(loose / lineage.REMOTES / "public", SECRET)
+    lineage.track(loose, loose / "data/raw/proprietary/clinic", "proprietary")
+    assert lineage.misrouted(loose) == []
+    listing, picture = sorted(lineage.leaked(loose))
+    assert listing.startswith("data/raw/proprietary/clinic is private, but lies in the remote public")
+    assert picture.startswith("data/raw/proprietary/clinic/eye.jpg is private, but lies in the remote public")
+    with pytest.raises(LineageError, match=r"nothing was pushed: .* \(2 such faults\)"):
+        lineage.push(loose)
+    assert holding(loose / lineage.REMOTES / "public", SECRET), "a check deletes nothing"
+
+
+def test_earlier_versions_of_a_directory_are_found_in_the_cache(loose: Path) -> None:
+    collection = add_collection(loose, "public", b"first")
+    for content in ("one", "two"):
+        (collection / "manifest.json").write_text(content)
+        lineage.track(loose, collection, "public")
+    versions = lineage.versions_with(loose, {"manifest.json", "eye.jpg"})
+    assert sorted(version["manifest.json"].read_text() for version in versions) == ["one", "two"]
+    assert lineage.versions_with(loose, {"manifest.json", "absent"}) == []

@@ -16,12 +16,15 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Raw collect
 
 @app.command()
 def ingest(
-    directory: Annotated[Path, typer.Argument(help="Folder of JPEG, PNG or TIFF images.")],
-    labels: Annotated[Path, typer.Option("--labels", help="CSV with a row per image.")],
+    delivery: Annotated[Path, typer.Argument(help="Folder, zip or tar of JPEG, PNG, TIFF or DICOM images.")],
     name: Annotated[str, typer.Option("--name", help="Name of the collection: a-z, 0-9, _ and -.")],
     visibility: Annotated[
         str, typer.Option("--visibility", help="public or proprietary: decides which DVC remote may hold it.")
     ],
+    layout: Annotated[
+        str, typer.Option("--layout", help="How it is laid out; auto recognises it. `drp data layouts` lists them.")
+    ] = "auto",
+    labels: Annotated[Path | None, typer.Option("--labels", help="CSV with a row per image; means layout csv.")] = None,
     image_id: Annotated[str, typer.Option(help="Column with the image's id.")] = "image_id",
     file: Annotated[str, typer.Option(help="Column with the image's file, relative to the folder.")] = "file",
     grade: Annotated[str, typer.Option(help="Column with the ICDR grade, 0 to 4 or empty.")] = "grade",
@@ -29,21 +32,28 @@ def ingest(
     eye: Annotated[str, typer.Option(help="Column with the eye: left or right.")] = "eye",
     source: Annotated[str, typer.Option(help="Column with the source.")] = "source",
     license_: Annotated[str, typer.Option("--license", help="Column with the licence.")] = "license",
+    terms: Annotated[str | None, typer.Option("--terms", help="What the owner allows, for every image.")] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="File with the key of the pseudonyms, outside the project. Made if absent."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on the first image that cannot be used.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a collection of that name.")] = False,
 ) -> None:
-    """Take a folder of graded photographs into the project and version it with DVC.
+    """Take a delivery of graded photographs into the project and version it with DVC.
 
-    The table is all or nothing; an image that cannot be used is listed with its reason in import-report.csv and the
-    rest goes on. Only pixels are kept: no EXIF, no comments.
+    Tables are all or nothing; an image that cannot be used is listed with its reason and the rest goes on. Only pixels
+    are kept, and pseudonyms in place of names: who is who stands in data/import-reports, which stays on this machine.
+    An ingest that was interrupted goes on if the same command is given again.
 
     Examples:
-      drp data ingest ~/messidor --labels ~/messidor/labels.csv --name messidor --visibility public
+      drp data ingest ~/messidor --name messidor --visibility public
       drp data ingest ~/clinic --labels ~/clinic.csv --name clinic --visibility proprietary --grade dr_grade
     """
     from dr_platform import lineage
-    from dr_platform.data.ingest import ColumnMap
+    from dr_platform.data import pool, pseudonyms
     from dr_platform.data.ingest import ingest as take_in
+    from dr_platform.data.layouts import ColumnMap
     from dr_platform.errors import ConfigError
     from dr_platform.road import Project
 
@@ -60,14 +70,18 @@ def ingest(
     )
     with console.counting(f"ingest {name}", "images") as advance:
         result = take_in(
-            directory,
+            delivery,
             labels,
             name,
             visibility,  # type: ignore[arg-type]  # ingest says what it accepts
             project.raw,
-            columns,
+            columns if columns != ColumnMap() else None,
+            layout=layout,
+            key=None if visibility == "public" else pseudonyms.load_key(key, project.root),
+            license=terms,
             strict=strict,
             replace=replace,
+            processes=pool.processes(),
             progress=advance,
         )
     try:
@@ -76,11 +90,28 @@ def ingest(
         # Unversioned, it would be outside of what keeps proprietary images apart.
         shutil.rmtree(result.directory, ignore_errors=True)
         raise
-    taken, rejected = result.collection.images, result.collection.rejected
-    console.result(f"{name}: {taken} images taken, {rejected} not used ({visibility})")
-    if rejected:
-        console.say(f"Reasons: {result.directory.relative_to(project.root)}/import-report.csv")
+    console.say(f"Layout {result.layout}: {result.reason}")
+    for note in result.notes:
+        console.say(note)
+    console.result(f"{name}: {result.collection.images} images taken, {result.rejected} not used ({visibility})")
+    console.say(f"Every file and what became of it: {result.report.relative_to(project.root)} (stays here)")
     console.say(f"Next: drp data use {name} (in place of {', '.join(project.params.prepare.collections)}); dvc repro")
+
+
+@app.command()
+def layouts() -> None:
+    """List the layouts that `drp data ingest` reads unchanged.
+
+    Example:
+      drp data layouts
+    """
+    from dr_platform.cli.tables import plain_table
+    from dr_platform.data.layouts import LAYOUTS
+
+    table = plain_table("layout", "recognised by", "licence")
+    for name, layout in LAYOUTS.items():
+        table.add_row(name, layout.looks_for, layout.license)
+    Console().show(table)
 
 
 @app.command("list")
@@ -166,3 +197,194 @@ def push() -> None:
     project = Project.here()
     lineage.push(project.root)
     Console().say("Pushed: public data to `public`, everything else to `private`")
+
+
+@app.command()
+def check(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Look for a patient, a photograph or a near-copy of one on both sides of the split; fail if there is any.
+
+    Example:
+      drp data check
+    """
+    from dr_platform.data import separation
+    from dr_platform.errors import DataError
+    from dr_platform.road import Project
+
+    console = Console()
+    project = Project.here()
+    rows = separation.prepared_rows(project.prepared, project.classes)
+    found = separation.crossings(rows, project.raw)
+    if as_json:
+        console.json([{"kind": each.kind, "images": [row.image_id for row in each.rows]} for each in found])
+    else:
+        for each in found:
+            console.say(each.sentence)
+    if found:
+        raise DataError(
+            f"{len(found)} crossings of the split among {len(rows)} images. Prepare again: dvc repro -f prepare"
+        )
+    console.say(f"Nothing crosses the split: {len(rows)} images of {len({row.patient for row in rows})} patients")
+
+
+@app.command()
+def splits(
+    out: Annotated[Path | None, typer.Option("--out", help="CSV to write, a row per image, pseudonyms only.")] = None,
+) -> None:
+    """Show how many images of each source and grade are trained on and held out; write the whole table on demand.
+
+    Examples:
+      drp data splits
+      drp data splits --out splits.csv
+    """
+    from collections import Counter
+
+    from dr_platform import files
+    from dr_platform.cli.tables import plain_table
+    from dr_platform.data import separation, tables
+    from dr_platform.road import Project
+
+    console = Console()
+    project = Project.here()
+    rows = separation.prepared_rows(project.prepared, project.classes)
+    counts = Counter((row.collection, row.visibility, row.grade, row.split) for row in rows)
+    patients = Counter(
+        (c, v, g, s) for c, v, g, s, _ in {(r.collection, r.visibility, r.grade, r.split, r.patient) for r in rows}
+    )
+    table = plain_table(
+        "collection", "visibility", ">grade", ">train", ">held out", ">patients", ">held out, % of patients"
+    )
+    for collection, visibility, grade in sorted({key[:3] for key in counts}):
+        place = (collection, visibility, grade)
+        there, apart = patients[(*place, "train")], patients[(*place, "held-out")]
+        cells = (
+            counts[(*place, "train")],
+            counts[(*place, "held-out")],
+            there + apart,
+            f"{100 * apart / (there + apart):.1f}",
+        )
+        table.add_row(collection, visibility, str(grade), *map(str, cells))
+    console.show(table)
+    if out is not None:
+        header = ("image_id", "patient", "collection", "visibility", "grade", "eye", "split", "rank", "sha256")
+        body = ([getattr(row, name) or "" for name in header] for row in rows)
+        files.write_bytes(out, tables.safe_csv(header, body))
+        console.say(f"{len(rows)} rows: {out}")
+
+
+@app.command()
+def report(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Page to write; results/data-report.html unless told.")
+    ] = None,
+    include_proprietary: Annotated[
+        bool,
+        typer.Option(
+            "--include-proprietary", help="Show proprietary collections too; the page stays in data/import-reports."
+        ),
+    ] = False,
+    date: Annotated[
+        str | None, typer.Option("--date", help="Date of the data version, shown on the page: YYYY-MM-DD.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout too.")] = False,
+) -> None:
+    """Write a page on this data version: counts, split, what was left out and why, distributions, copies, examples.
+
+    It is one HTML file that loads nothing and shows public photographs alone. With --include-proprietary it shows all
+    of them, for the eyes of their owner: only this user may read it, and it cannot be written outside of
+    data/import-reports.
+
+    Examples:
+      drp data report
+      drp data report --out ~/report.html --date 2026-11-20
+      drp data report --include-proprietary
+    """
+    from dr_platform.data import report as reports
+    from dr_platform.road import Project
+
+    console = Console()
+    project = Project.here()
+    path = reports.page_file(project.root, out, include_proprietary=include_proprietary)
+    with console.counting("report", "pictures") as advance:
+        found = reports.collect(
+            project.raw,
+            [project.prepared, project.classes],
+            project.params.prepare,
+            project=project.root.resolve().name,
+            date=reports.date_of(date),
+            include_proprietary=include_proprietary,
+            progress=advance,
+        )
+    reports.write(path, found)
+    if as_json:
+        console.json(reports.numbers(found))
+    console.say(f"Open in a browser: {path}")
+
+
+@app.command()
+def pull(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Outputs or stages, as DVC names them; all by default.")
+    ] = None,
+) -> None:
+    """Fetch versioned data from its remotes and check it out, if every byte is the recorded one.
+
+    An object that is damaged or missing in a remote is named with its output; nothing is then checked out.
+
+    Examples:
+      drp data pull
+      drp data pull data/raw/public/messidor
+    """
+    from dr_platform import lineage
+    from dr_platform.road import Project
+
+    lineage.pull(Project.here().root, targets or ())
+    Console().say("Pulled: every file has its recorded digest")
+
+
+@app.command()
+def revoke(
+    patient: Annotated[str, typer.Option("--patient", help="The id, as the delivery had it.")],
+    collection: Annotated[
+        str | None, typer.Option("--collection", help="Needed where several collections have a patient of that id.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="File with the key of the pseudonyms.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only say what would be affected.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Take a patient's images out, and say what was made from them: shards, features, models, reports, versions.
+
+    Marks the affected model versions by the patient's pseudonym, then writes the next version of the raw collection.
+    What cannot be shown to be free of the patient counts as affected.
+
+    Examples:
+      drp data revoke --patient 4711
+      drp data revoke --patient 4711 --collection clinic --yes
+    """
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    from dr_platform import revocation
+    from dr_platform.cli.tables import plain_table
+    from dr_platform.data import pseudonyms
+    from dr_platform.road import Project
+
+    console = Console()
+    project = Project.here()
+    known = pseudonyms.load_key(key, project.root) if pseudonyms.key_file(key).is_file() else None
+    found = revocation.find(project, patient, collection, known)
+    removed = revocation.carry_out(project, found, datetime.now(UTC).date()) if yes else 0
+    if as_json:
+        console.json({**asdict(found), "carried_out": yes, "images_removed": removed})
+        return
+    table = plain_table("affected", "", "why")
+    for item in found.affected:
+        table.add_row(item.kind, item.name, item.reason if item.certain else f"not certain: {item.reason}")
+    console.show(table)
+    if not yes:
+        console.say("Nothing was changed. To do it: the same command with --yes")
+        return
+    console.say(f"{found.collection}: {removed} images taken out; affected versions are tagged {found.patient}")
+    console.say("Next: dvc repro; drp promote a version that is not affected")
+    console.say("Earlier versions stay in cache and remotes until: dvc gc --workspace --cloud, for each remote (-r)")

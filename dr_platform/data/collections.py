@@ -1,13 +1,14 @@
 """Raw collections: photographs as they came, each under a name and a visibility that never changes.
 
-    data/raw/<visibility>/<name>/collection.json     what it is (records.Collection), written last
-                                 labels.csv          one row per image, `ImageRow`
-                                 images/             the files
-                                 import-report.csv   what could not be used, and why
-                                 truth.jsonl         phantoms only: what was drawn
+    data/raw/<visibility>/<name>/collection.json       what it is (records.Collection), written last
+                                 labels.csv            one row per image, `ImageRow`
+                                 measurements.parquet  what was seen in each image, `measurements.Measurement`
+                                 images/               the files
+                                 truth.jsonl           phantoms only: what was drawn
 
 A collection is written aside and renamed, and its files are checked against their digests whenever they are read: a
-damaged raw image is an error, not one image fewer.
+damaged raw image is an error, not one image fewer. It holds no name of a file, a patient or an image of the delivery:
+those stay in the import report, which is never versioned (see ingest.py).
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from PIL import Image
 
 from dr_platform import files
 from dr_platform.config import PhantomConfig
-from dr_platform.data.listing import Eye
+from dr_platform.data import measurements
+from dr_platform.data.listing import Eye, Scale
+from dr_platform.data.measurements import Measurement, measure
 from dr_platform.data.phantom import phantom
 from dr_platform.errors import DataError
 from dr_platform.records import Collection, Visibility
 
 COLLECTION_FILE = "collection.json"
 LABELS_FILE = "labels.csv"
-REPORT_FILE = "import-report.csv"
 TRUTH_FILE = "truth.jsonl"
 IMAGES_DIRECTORY = "images"
 PHANTOM_NAME = "phantom"
@@ -59,25 +61,20 @@ def silent(done: int, total: int) -> None:
 class ImageRow:
     """An image of a raw collection. What a source does not tell is None, or an empty text."""
 
-    image_id: str
+    image_id: str  # a pseudonym, save of phantoms
     file: str  # relative to the collection, with forward slashes
     grade: int | None  # ICDR 0-4
-    patient_id: str | None
+    grade_given: str  # as the delivery had it
+    grade_scale: Scale  # how that is to be read
+    patient_id: str | None  # likewise a pseudonym
     eye: Eye | None
     source: str
     license: str
+    orientation: int  # of EXIF, 1 to 8; the pixels are upright
     sha256: str  # of the file
+    source_sha256: str  # of the delivered file
     width: int
     height: int
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """An image that could not be used."""
-
-    file: str
-    image_id: str
-    reason: str
 
 
 def collection_directory(raw_root: Path, visibility: Visibility, name: str) -> Path:
@@ -112,45 +109,70 @@ def read_collection(directory: Path) -> tuple[Collection, list[ImageRow]]:
     return record, rows
 
 
-def read_image(directory: Path, row: ImageRow) -> NDArray[np.uint8]:
-    """The pixels of a collection's image, [height, width, 3]. Raises DataError if its file is not the recorded one."""
+def read_image(directory: Path, row: ImageRow, smallest: int | None = None) -> NDArray[np.uint8]:
+    """The pixels of a collection's image, [height, width, 3]. Raises DataError if its file is not the recorded one.
+
+    smallest: sides down to which a JPEG may be decoded at a half, a quarter or an eighth of its size, which is faster
+    by as much and, at twice the size that is wanted, hardly to be seen (benchmarks/intake.py gives the PSNR).
+    """
     path = directory / row.file
     if not path.is_file():
         raise DataError(f"{path} is missing, though {LABELS_FILE} lists it. {Collection.remedy}")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != row.sha256:
         raise DataError(f"{path} is damaged: its SHA-256 is not the one in {LABELS_FILE}. {Collection.remedy}")
+    return _decoded(content, smallest)
+
+
+def _decoded(content: bytes, smallest: int | None = None) -> NDArray[np.uint8]:
+    """The pixels of a file that the platform wrote."""
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+        if smallest is not None:
+            image.draft("RGB", (smallest, smallest))
         return np.asarray(image.convert("RGB"))
 
 
+def read_measurements(directory: Path, record: Collection) -> dict[str, Measurement]:
+    """What was seen in each image, by image_id. Raises DataError if the file is not the recorded one."""
+    path = directory / measurements.FILE
+    if not path.is_file() or files.sha256_file(path) != record.measurements_sha256:
+        raise DataError(f"{path} is missing or was changed after it was written. {Collection.remedy}")
+    return measurements.read(directory)
+
+
 def image_file(image_id: str, ending: str) -> str:
-    """The file of an image within a collection: legible, safe on every file system, different for different ids."""
-    legible = re.sub(r"[^A-Za-z0-9]+", "-", image_id).strip("-")[:40] or "image"
-    return f"{IMAGES_DIRECTORY}/{legible}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}.{ending}"
+    """The file of an image within a collection. image_id: a pseudonym, safe on every file system."""
+    return f"{IMAGES_DIRECTORY}/{image_id}.{ending}"
 
 
 def finish_collection(
     directory: Path,
     rows: Sequence[ImageRow],
-    rejected: Sequence[Rejected],
+    measured: Sequence[Measurement],
     name: str,
     visibility: Visibility,
     origin: Literal["ingest", "phantom"],
+    *,
+    rejected: int = 0,
+    layout: str = "phantom",
+    key: str | None = None,
 ) -> Collection:
-    """Write the table, the report and last the record of a collection whose images are in `directory` already."""
+    """Write the tables and last the record of a collection whose images are in `directory` already."""
     _require_unique(directory / LABELS_FILE, rows)
     labels = csv_bytes([field.name for field in fields(ImageRow)], (asdict(row).values() for row in rows))
-    report = csv_bytes([field.name for field in fields(Rejected)], (asdict(row).values() for row in rejected))
     (directory / LABELS_FILE).write_bytes(labels)
-    (directory / REPORT_FILE).write_bytes(report)
+    measurements.write(directory, measured)
     record = Collection(
         name=name,
         visibility=visibility,
         images=len(rows),
-        rejected=len(rejected),
+        rejected=rejected,
         origin=origin,
+        layout=layout,
+        licenses=tuple(sorted({row.license for row in rows if row.license})),
+        key=key,
         labels_sha256=hashlib.sha256(labels).hexdigest(),
+        measurements_sha256=files.sha256_file(directory / measurements.FILE),
     )
     record.write(directory / COLLECTION_FILE)
     return record
@@ -169,14 +191,15 @@ def write_phantoms(
     total = config.images[visibility]
     with files.directory_aside(directory, failure=DataError) as aside:
         (aside / IMAGES_DIRECTORY).mkdir()
-        rows, truths = [], []
+        rows, truths, measured = [], [], []
         for done, (row, truth, jpeg) in enumerate(_draw(config, visibility, total), start=1):
             (aside / row.file).write_bytes(jpeg)
             rows.append(row)
+            measured.append(measure(row.image_id, _decoded(jpeg)))
             truths.append(json.dumps({"image_id": row.image_id, **truth}) + "\n")
             progress(done, total)
         (aside / TRUTH_FILE).write_text("".join(truths), encoding="utf-8")
-        return finish_collection(aside, rows, [], PHANTOM_NAME, visibility, "phantom")
+        return finish_collection(aside, rows, measured, PHANTOM_NAME, visibility, "phantom")
 
 
 def _draw(
@@ -190,11 +213,15 @@ def _draw(
             image_id=image_id,
             file=f"{IMAGES_DIRECTORY}/{image_id}.jpg",
             grade=drawn.grade,
+            grade_given=str(drawn.grade),
+            grade_scale="icdr",
             patient_id=drawn.patient,
             eye=drawn.eye,
             source="dr_platform.data.phantom",
             license="synthetic",
+            orientation=1,
             sha256=hashlib.sha256(drawn.jpeg).hexdigest(),
+            source_sha256=hashlib.sha256(drawn.jpeg).hexdigest(),
             width=config.size,
             height=config.size,
         )
@@ -215,11 +242,15 @@ def _row(values: dict[str, str]) -> ImageRow:
         image_id=values["image_id"],
         file=values["file"],
         grade=int(values["grade"]) if values["grade"] else None,
+        grade_given=values["grade_given"],
+        grade_scale=values["grade_scale"],  # type: ignore[arg-type]
         patient_id=values["patient_id"] or None,
         eye=values["eye"] or None,  # type: ignore[arg-type]
         source=values["source"],
         license=values["license"],
+        orientation=int(values["orientation"]),
         sha256=values["sha256"],
+        source_sha256=values["source_sha256"],
         width=int(values["width"]),
         height=int(values["height"]),
     )

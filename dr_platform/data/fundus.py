@@ -71,6 +71,8 @@ def find_field_of_view(image: Pixels) -> FieldOfView:
 
 def white_surround(image: Pixels) -> NDArray[np.bool_]:
     """Which pixels [H, W] of an image uint8 [H, W, 3] belong to a white region that reaches a corner."""
+    if max(int(image[y, x].min()) for y in (0, -1) for x in (0, -1)) < _WHITE:
+        return np.zeros(image.shape[:2], dtype=np.bool_)  # nearly all photographs, and finding regions takes long
     labels, _ = ndimage.label(image.min(axis=2) >= _WHITE)
     corners = {int(labels[y, x]) for y in (0, -1) for x in (0, -1)} - {0}
     return np.isin(labels, list(corners))

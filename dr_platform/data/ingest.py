@@ -1,143 +1,131 @@
-"""From a folder of photographs and a CSV to a raw collection: a fault in the table stops it, one in an image does not.
+"""From a delivered folder or archive to a raw collection: a fault in a table stops it, one in an image does not.
 
 A table is written by a person who can mend it, so its first mistake is an error that names row, column and value. Among
 thousands of images some are broken for good: each is listed with its reason, and the rest goes on.
 
-Only pixels are kept. Photographs carry names and dates of patients in EXIF, comments and colour profiles, and Pillow
-hands some of these on when it saves a file again. So each image is decoded whole, turned upright, and encoded anew from
-a bare array: as PNG where the source was lossless, else as JPEG of quality 95 without chroma subsampling.
+Only pixels are kept, and no name: images and patients get pseudonyms, hashes under a key that lies outside the project
+(a published one for public collections, so that everyone's pseudonyms of them are the same). Who is who, and what
+became of each file, stands in `import-reports/`, which is neither versioned nor sent anywhere.
+
+Images are taken by several processes. What is finished is noted in a journal beside it, so an ingest that was killed
+goes on where it was, and ends with the same bytes.
 """
 
 from __future__ import annotations
 
-import csv
+import base64
+import dataclasses
 import hashlib
-import io
+import json
 import logging
-import warnings
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dr_platform import files
-from dr_platform.data import collections
-from dr_platform.data.collections import VISIBILITIES, ImageRow, Progress, Rejected
-from dr_platform.data.listing import Eye
+from dr_platform.data import archives, collections, layouts, pixels, pool, pseudonyms, tables
+from dr_platform.data.collections import VISIBILITIES, ImageRow, Progress
+from dr_platform.data.containers import is_dicom
+from dr_platform.data.dicom import decode_dicom
+from dr_platform.data.duplicates import SIDE
+from dr_platform.data.layouts import ColumnMap
+from dr_platform.data.listing import Listed, Listing
+from dr_platform.data.measurements import Measurement, measure
+from dr_platform.data.pixels import UnusableImageError
+from dr_platform.data.quality import Quality
 from dr_platform.errors import DataError
 from dr_platform.records import Collection, Visibility
 
 logger = logging.getLogger(__name__)
 
-MAX_PIXELS = 64_000_000
-JPEG_QUALITY = 95
-ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-_FORMATS = ("JPEG", "PNG", "TIFF")
-_GRADES = {text: grade for grade in range(5) for text in (str(grade), f"{grade}.0")} | {"": None}
-_EYES: dict[str, Eye | None] = {
-    "": None, "left": "left", "l": "left", "os": "left", "right": "right", "r": "right", "od": "right",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ColumnMap:
-    """Which column of the CSV holds what. `grade` must be there, and `image_id` or `file`; others may be absent."""
-
-    image_id: str = "image_id"
-    file: str = "file"
-    grade: str = "grade"
-    patient_id: str = "patient_id"
-    eye: str = "eye"
-    source: str = "source"
-    license: str = "license"
+REPORTS = "import-reports"
+ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm")
+_JOURNAL = ".journal.jsonl"
 
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What became of a folder."""
+    """What became of a delivery. `report` lists every file of it; it stays on this machine."""
 
     collection: Collection
     directory: Path
-    rejected: tuple[Rejected, ...]
+    report: Path
+    layout: str
+    reason: str  # why the delivery was read in this layout
+    notes: tuple[str, ...]
+    rejected: int
     without_grade: int
     without_patient: int
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A row of the user's table, its values checked."""
+class _Task:
+    """An image to take, complete in itself: another process does it."""
 
-    line: int
+    source: Path  # the delivered folder
+    listed: Listed
     image_id: str
-    file: str | None  # None: to be found by image_id
-    grade: int | None
     patient_id: str | None
-    eye: Eye | None
-    source: str
-    license: str
+    directory: Path
 
 
-class _UnusableImageError(Exception):
-    """Why an image cannot be used, in a few words. Never leaves this module."""
+@dataclass(frozen=True)
+class _Taken:
+    """An image that lies in the collection now."""
+
+    row: ImageRow
+    measurement: Measurement
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """An image that cannot be used, and why."""
+
+    reason: str
 
 
 def ingest(
-    source_dir: Path,
-    labels: Path,
+    source: Path,
+    labels: Path | None,
     name: str,
     visibility: Visibility,
     raw_root: Path,
     columns: ColumnMap | None = None,
     *,
+    layout: str = "csv",
+    key: pseudonyms.Key | None = None,
+    license: str | None = None,
     strict: bool = False,
     replace: bool = False,
+    processes: int = 1,
     progress: Progress = collections.silent,
 ) -> IngestResult:
-    """Make the collection `name` under `raw_root` from the images that `labels` lists, relative to `source_dir`.
+    """Make the collection `name` under `raw_root` from a delivered folder, zip or tar; see `layouts` for its tables.
 
-    strict: the first unusable image is an error. replace: take the place of a collection of that name and visibility.
-    Raises DataError, with nothing written, for a mistake in the table, a name that is taken, or no usable image.
+    labels: the table of layout csv, or one that other layouts take too. key: for pseudonyms of names; public
+    collections take the published one. license: in place of what the layout knows. strict: the first unusable image is
+    an error. replace: take the place of a collection of that name and visibility.
+    An ingest that was killed goes on where it was if it is asked for the same again.
+    Raises DataError, with nothing written, for a mistake in a table, a name that is taken, or no usable image.
     """
     target = _free_target(raw_root, visibility, name, replace)
-    if not source_dir.is_dir():
-        raise DataError(f"{source_dir} is not a folder. Give the one that holds the images.")
-    entries = read_table(labels, columns or ColumnMap())
-    rows: list[ImageRow] = []
-    rejected: list[Rejected] = []
-    with files.directory_aside(target, failure=DataError) as aside:
-        (aside / collections.IMAGES_DIRECTORY).mkdir()
-        for done, entry in enumerate(entries, start=1):
-            try:
-                rows.append(_store(source_dir, entry, aside))
-            except _UnusableImageError as error:
-                if strict:
-                    raise DataError(
-                        f"{labels} row {entry.line}: {entry.file or entry.image_id} cannot be used: {error}. "
-                        f"Mend or remove it, or leave out --strict to list it and go on."
-                    ) from None
-                rejected.append(Rejected(entry.file or "", entry.image_id, str(error)))
-            progress(done, len(entries))
-        if not rows:
-            reason, count = Counter(image.reason for image in rejected).most_common(1)[0]
-            raise DataError(
-                f"None of the {len(entries)} images of {labels} can be used; {count} of them: {reason}. "
-                f"Is {source_dir} the folder that the table's files are relative to?"
-            )
-        record = collections.finish_collection(aside, rows, rejected, name, visibility, "ingest")
-    if rejected:
-        report = target / collections.REPORT_FILE
-        logger.warning("%d of %d images cannot be used; %s lists them.", len(rejected), len(entries), report)
-    return IngestResult(
-        collection=record,
-        directory=target,
-        rejected=tuple(rejected),
-        without_grade=sum(row.grade is None for row in rows),
-        without_patient=sum(row.patient_id is None for row in rows),
-    )
+    key = pseudonyms.PUBLIC_KEY if visibility == "public" else key
+    if key is None:
+        raise DataError("a proprietary collection needs a key for its pseudonyms. Pass one: see pseudonyms.load_key")
+    with _delivered(source, raw_root) as folder:
+        listing = layouts.list_images(folder, layout, labels=labels, columns=columns)
+        with _unfinished(target, _plan_of(folder, listing, key, license)) as aside:
+            tasks = [_task(folder, listed, key, license, aside) for listed in listing.images]
+            outcomes = _take_all(tasks, aside, strict, processes, progress)
+            return _finish(outcomes, listing, name, visibility, target, aside, key)
 
 
 def _free_target(raw_root: Path, visibility: Visibility, name: str, replace: bool) -> Path:
@@ -154,223 +142,284 @@ def _free_target(raw_root: Path, visibility: Visibility, name: str, replace: boo
     return target
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------
+@contextmanager
+def _delivered(source: Path, raw_root: Path) -> Iterator[Path]:
+    """The delivered folder; of an archive, a copy that is gone afterwards."""
+    if source.is_dir():
+        yield source
+        return
+    if not source.is_file():
+        raise DataError(f"{source} is neither a folder nor an archive. Give the one that holds the images.")
+    raw_root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".delivery-", dir=raw_root) as place:
+        yield archives.open_delivery(source, Path(place) / "files")
 
 
-def read_table(labels: Path, columns: ColumnMap) -> list[_Entry]:
-    """The rows of a CSV, checked. Comma, semicolon or tab; with or without byte order mark; any line ends.
+def _plan_of(folder: Path, listing: Listing, key: pseudonyms.Key, license: str | None) -> str:
+    """A digest of all that decides what an ingest makes, save the bytes of the images."""
+    plan = [listing.layout, key.fingerprint, license, [asdict(listed) for listed in listing.images]]
+    return files.sha256_json(plan)
 
-    Raises DataError naming row (as a line of the file), column, value and what is accepted.
+
+def _task(folder: Path, listed: Listed, key: pseudonyms.Key, license: str | None, aside: Path) -> _Task:
+    patient = listed.patient_id and pseudonyms.pseudonym(key, "patient", listed.patient_id)
+    listed = listed if license is None else dataclasses.replace(listed, license=license)
+    return _Task(folder, listed, pseudonyms.pseudonym(key, "image", listed.image_id), patient, aside)
+
+
+# ---- going on where a killed ingest was ------------------------------------------------------------------------------
+
+
+@contextmanager
+def _unfinished(target: Path, plan: str) -> Iterator[Path]:
+    """The directory in which `target` is being made: one that a killed ingest of the same plan left, or a new one.
+
+    It is removed if the block fails with anything but an interruption.
     """
-    lines = _read_rows(labels)
-    present = _present_columns(labels, lines[0][1], columns)
-    entries = []
-    first_line: dict[tuple[str, str], int] = {}
-    for line, cells in lines[1:]:
-        entry = _entry(labels, line, cells, lines[0][1], present)
-        for column, value in (("image_id", entry.image_id), ("file", entry.file)):
-            earlier = first_line.setdefault((column, value or f"row {line}"), line)
-            if earlier != line:
-                raise DataError(
-                    f"{labels} row {line}: {column} {value!r} is in row {earlier} already. Each image is listed once."
-                )
-        entries.append(entry)
-    if not entries:
-        raise DataError(f"{labels} has a header but no rows. Give one row per image.")
+    aside = target.with_name(f".{target.name}.unfinished")
+    journal = aside / _JOURNAL
+    try:
+        if not journal.is_file() or _header_of(journal) != plan:
+            shutil.rmtree(aside, ignore_errors=True)
+            (aside / collections.IMAGES_DIRECTORY).mkdir(parents=True, mode=0o700)
+            journal.write_text(json.dumps(plan) + "\n", encoding="utf-8")
+        yield aside
+    except OSError as error:
+        raise DataError(
+            f"{target} could not be written: {error.strerror or error}. Free some space and run the same again."
+        ) from error
+    except Exception:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _header_of(journal: Path) -> str | None:
+    with open(journal, encoding="utf-8", errors="replace") as stream:
+        try:
+            header = json.loads(stream.readline())
+        except ValueError:
+            return None
+    return header if isinstance(header, str) else None
+
+
+def _stamp(path: Path) -> list[int]:
+    """What tells whether a delivered file is still the same, without reading it."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _note(aside: Path, task: _Task, outcome: _Taken | _Refused) -> None:
+    """Add a finished image to the journal. Refused ones are tried again: they may be mended in the meantime."""
+    if isinstance(outcome, _Refused):
+        return
+    measured = outcome.measurement
+    entry = {
+        "stamp": _stamp(_locate(task.source, task.listed)),
+        "row": asdict(outcome.row),
+        "quality": asdict(measured.quality),
+        "text": measured.text,
+        "fingerprint": base64.b64encode(measured.fingerprint.tobytes()).decode(),
+        "notes": outcome.notes,
+    }
+    with open(aside / _JOURNAL, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(entry) + "\n")
+
+
+def _noted(aside: Path) -> dict[str, dict[str, Any]]:
+    """The entries of the journal by image_id; a last line that was cut off counts as none."""
+    entries = {}
+    with open(aside / _JOURNAL, encoding="utf-8", errors="replace") as stream:
+        next(stream)
+        for line in stream:
+            try:
+                entry = json.loads(line)
+                entries[entry["row"]["image_id"]] = entry
+            except (ValueError, KeyError, TypeError):
+                continue
     return entries
 
 
-def _read_rows(labels: Path) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of the header and of every row that is not blank."""
+def _again(task: _Task, entry: dict[str, Any]) -> _Taken | None:
+    """The image of a journal's entry, if its source is unchanged and what was stored is whole; else None."""
     try:
-        text = labels.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{labels} cannot be read: {error.strerror}. Give the CSV that lists the images.") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{labels} is not UTF-8 at byte {error.start}. Save it as CSV in UTF-8.") from None
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
-    except csv.Error as error:
-        raise DataError(f"{labels} row {reader.line_num}: not CSV ({error}). Correct the row.") from None
-    if not rows:
-        raise DataError(f"{labels} is empty. Give a CSV with a header and one row per image.")
-    for line, cells in rows[1:]:
-        if len(cells) != len(rows[0][1]):
-            raise DataError(
-                f"{labels} row {line} has {len(cells)} fields, the header {len(rows[0][1])}. "
-                f"Quote fields that hold {delimiter!r}."
-            )
-    return rows
-
-
-def _present_columns(labels: Path, header: list[str], columns: ColumnMap) -> dict[str, str]:
-    """Field of ColumnMap -> column, for those there are. There must be grade, image_id or file, and any renamed one."""
-    twice = [column for column, count in Counter(header).items() if count > 1 and column]
-    if twice:
-        raise DataError(f"{labels} has two columns {twice[0]!r}. Rename or remove one.")
-    present = {}
-    for field in fields(ColumnMap):
-        column = getattr(columns, field.name)
-        if column in header:
-            present[field.name] = column
-        elif column != field.default or field.name == "grade":
-            raise DataError(
-                f"{labels} has no column {column!r} for {field.name}. It has: {', '.join(header)}. "
-                f"Say which of them it is."
-            )
-    if not {"image_id", "file"} & present.keys():
-        raise DataError(
-            f"{labels} has neither a column {columns.image_id!r} nor {columns.file!r}. It has: {', '.join(header)}. "
-            f"Say which of them it is."
+        row = ImageRow(**entry["row"])
+        if entry["stamp"] != _stamp(_locate(task.source, task.listed)):
+            return None
+        if files.sha256_file(task.directory / row.file) != row.sha256:
+            return None
+        fingerprint = np.frombuffer(base64.b64decode(entry["fingerprint"]), np.int8)
+        measured = Measurement(
+            row.image_id, Quality(**entry["quality"]), entry["text"], fingerprint.reshape(SIDE, SIDE)
         )
-    return present
-
-
-def _entry(labels: Path, line: int, cells: list[str], header: list[str], present: dict[str, str]) -> _Entry:
-    row = dict(zip(header, cells, strict=True))
-    values = {field: row[column] for field, column in present.items()}
-    file = values.get("file") or None
-    if file and not PurePosixPath(file).name:
-        raise DataError(f"{labels} row {line}: file is {file!r}, which names no file. Give it relative to the folder.")
-    image_id = values.get("image_id") or (PurePosixPath(file).with_suffix("").as_posix() if file else "")
-    if not image_id:
-        raise DataError(f"{labels} row {line}: no image_id and no file. Give at least one of them.")
-    grade = values["grade"]
-    if grade not in _GRADES:
-        raise DataError(
-            f"{labels} row {line}: {present['grade']} is {grade!r}; "
-            f"accepted are 0, 1, 2, 3, 4 (ICDR), or empty where unknown."
-        )
-    eye = values.get("eye", "").lower()
-    if eye not in _EYES:
-        raise DataError(
-            f"{labels} row {line}: {present['eye']} is {eye!r}; "
-            f"accepted are left, right, L, R, OS, OD, or empty where unknown."
-        )
-    return _Entry(
-        line=line,
-        image_id=image_id,
-        file=file,
-        grade=_GRADES[grade],
-        patient_id=values.get("patient_id") or None,
-        eye=_EYES[eye],
-        source=values.get("source", ""),
-        license=values.get("license", ""),
-    )
+        return _Taken(row, measured, tuple(entry["notes"]))
+    except (OSError, UnusableImageError, KeyError, TypeError, ValueError):
+        return None
 
 
 # ---- the images ------------------------------------------------------------------------------------------------------
 
 
-def _store(source_dir: Path, entry: _Entry, collection: Path) -> ImageRow:
-    """Copy the pixels of an entry's image into a collection; returns its row."""
-    pixels, lossless = decode(_locate(source_dir, entry))
-    content = _encode(pixels, lossless)
-    file = collections.image_file(entry.image_id, "png" if lossless else "jpg")
-    (collection / file).write_bytes(content)
-    return ImageRow(
-        image_id=entry.image_id,
+def _take_all(
+    tasks: Sequence[_Task], aside: Path, strict: bool, processes: int, progress: Progress
+) -> list[tuple[_Task, _Taken | _Refused]]:
+    """The outcome of every task, in their order."""
+    noted = _noted(aside)
+    known = {task.image_id: _again(task, noted[task.image_id]) for task in tasks if task.image_id in noted}
+    todo = [task for task in tasks if known.get(task.image_id) is None]
+    outcomes: dict[str, _Taken | _Refused] = {name: taken for name, taken in known.items() if taken is not None}
+    if outcomes:
+        logger.warning(
+            "%d of %d images were taken by an ingest before; going on with the rest.", len(outcomes), len(tasks)
+        )
+    done = len(outcomes)
+    for task, outcome in zip(todo, pool.in_order(_take, todo, processes), strict=True):
+        if strict and isinstance(outcome, _Refused):
+            raise DataError(
+                f"{task.listed.where}: {task.listed.file} cannot be used: {outcome.reason}. "
+                f"Mend or remove it, or leave out --strict to list it and go on."
+            )
+        _note(aside, task, outcome)
+        outcomes[task.image_id] = outcome
+        done += 1
+        progress(done, len(tasks))
+    return [(task, outcomes[task.image_id]) for task in tasks]
+
+
+def _take(task: _Task) -> _Taken | _Refused:
+    """Put the pixels of an image into the collection."""
+    listed = task.listed
+    try:
+        path = _locate(task.source, listed)
+        content = pixels.read_file(path)
+        eye = listed.eye
+        if is_dicom(content):
+            decoded, shown = decode_dicom(content, path.name)
+            eye = eye or shown
+        else:
+            decoded = pixels.decode(content, path.name)
+    except UnusableImageError as error:
+        return _Refused(str(error))
+    stored = pixels.encode(decoded.pixels, decoded.lossless)
+    file = collections.image_file(task.image_id, "png" if decoded.lossless else "jpg")
+    (task.directory / file).write_bytes(stored)
+    row = ImageRow(
+        image_id=task.image_id,
         file=file,
-        grade=entry.grade,
-        patient_id=entry.patient_id,
-        eye=entry.eye,
-        source=entry.source,
-        license=entry.license,
-        sha256=hashlib.sha256(content).hexdigest(),
-        width=pixels.shape[1],
-        height=pixels.shape[0],
+        grade=listed.grade,
+        grade_given=listed.grade_given,
+        grade_scale=listed.scale,
+        patient_id=task.patient_id,
+        eye=eye,
+        source=listed.source,
+        license=listed.license,
+        orientation=decoded.orientation,
+        sha256=hashlib.sha256(stored).hexdigest(),
+        source_sha256=hashlib.sha256(content).hexdigest(),
+        width=decoded.pixels.shape[1],
+        height=decoded.pixels.shape[0],
     )
+    return _Taken(row, measure(task.image_id, decoded.pixels), decoded.notes)
 
 
-def _locate(source_dir: Path, entry: _Entry) -> Path:
-    """The file of an entry, which must lie in the folder also after its symbolic links are followed."""
-    path = _find(source_dir, entry)
-    if not path.resolve().is_relative_to(source_dir.resolve()):
-        raise _UnusableImageError("it is a link that leads out of the folder")
+def _locate(source: Path, listed: Listed) -> Path:
+    """The file of a listed image, which must lie in the folder also after its symbolic links are followed."""
+    path = _find(source, PurePosixPath(listed.file.replace("\\", "/")))
+    if not path.resolve().is_relative_to(source.resolve()):
+        raise UnusableImageError("it is a link that leads out of the folder")
     return path
 
 
-def _find(source_dir: Path, entry: _Entry) -> Path:
-    """The file named, or the one called like its image_id with an ending of an image."""
-    name = PurePosixPath((entry.file or entry.image_id).replace("\\", "/"))
+def _find(source: Path, name: PurePosixPath) -> Path:
+    """The file of that name, or the only one called so with an ending of an image."""
     if name.is_absolute() or ".." in name.parts:
-        raise _UnusableImageError("its path leads out of the folder")
-    if entry.file or name.suffix.lower() in ENDINGS:
-        if (source_dir / name).is_file():
-            return source_dir / name
-        raise _UnusableImageError("there is no such file")
-    found = list(_with_an_ending(source_dir, name))
+        raise UnusableImageError("its path leads out of the folder")
+    if (source / name).exists():
+        return source / name
+    if name.suffix.lower() in ENDINGS:
+        raise UnusableImageError("there is no such file")
+    # A file system that ignores case finds one file under both spellings.
+    variants = (source / f"{name}{spelling}" for ending in ENDINGS for spelling in (ending, ending.upper()))
+    found = list({path.stat().st_ino: path for path in variants if path.is_file()}.values())
     if not found:
-        raise _UnusableImageError(f"there is no file of that name ending in {', '.join(ENDINGS)}")
+        raise UnusableImageError(f"there is no file of that name ending in {', '.join(ENDINGS)}")
     if len(found) > 1:
-        raise _UnusableImageError(f"several files have that name: {', '.join(path.name for path in found)}")
+        raise UnusableImageError(f"several files have that name: {', '.join(path.name for path in found)}")
     return found[0]
 
 
-def _with_an_ending(source_dir: Path, name: PurePosixPath) -> Iterator[Path]:
-    for ending in ENDINGS:
-        variants = (source_dir / f"{name}{spelling}" for spelling in (ending, ending.upper()))
-        # A file system that ignores case finds one file under both spellings.
-        yield from {path.stat().st_ino: path for path in variants if path.is_file()}.values()
+# ---- the end ---------------------------------------------------------------------------------------------------------
 
 
-def decode(path: Path) -> tuple[NDArray[np.uint8], bool]:
-    """The upright pixels of an image file, [height, width, 3], and whether its format is lossless.
+def _finish(
+    outcomes: Sequence[tuple[_Task, _Taken | _Refused]],
+    listing: Listing,
+    name: str,
+    visibility: Visibility,
+    target: Path,
+    aside: Path,
+    key: pseudonyms.Key,
+) -> IngestResult:
+    """Write the tables and the report, and give the collection its place."""
+    taken = [outcome for _, outcome in outcomes if isinstance(outcome, _Taken)]
+    refused = [outcome for _, outcome in outcomes if isinstance(outcome, _Refused)]
+    if not taken:
+        reason, count = Counter(outcome.reason for outcome in refused).most_common(1)[0]
+        raise DataError(
+            f"None of the {len(outcomes)} listed images can be used; {count} of them: {reason}. "
+            f"Is this the folder that the table's files are relative to?"
+        )
+    rows = [outcome.row for outcome in taken]
+    record = collections.finish_collection(
+        aside,
+        rows,
+        [outcome.measurement for outcome in taken],
+        name,
+        visibility,
+        "ingest",
+        rejected=len(refused),
+        layout=listing.layout,
+        key=key.fingerprint,
+    )
+    report = _write_report(target, outcomes)
+    (aside / _JOURNAL).unlink()
+    for file in aside.rglob("*"):
+        if file.is_file():
+            files.sync(file)
+    files.put_in_place(aside, target)
+    return IngestResult(
+        collection=record,
+        directory=target,
+        report=report,
+        layout=listing.layout,
+        reason=listing.reason,
+        notes=listing.notes,
+        rejected=len(refused),
+        without_grade=sum(row.grade is None for row in rows),
+        without_patient=sum(row.patient_id is None for row in rows),
+    )
 
-    Raises _UnusableImageError with the reason if the file is not one whole JPEG, PNG or TIFF picture of at most 64 Mpx.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow only warns of what is refused below
-            with Image.open(path, formats=_FORMATS) as image:
-                _check_header(image)
-                image.verify()  # the checksums of a PNG, which decoding ignores; the file must then be opened again
-            with Image.open(path, formats=_FORMATS) as image:
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image)), image.format != "JPEG"
-    except _UnusableImageError:
-        raise
-    except Image.DecompressionBombError:
-        raise _UnusableImageError(f"it has more than {MAX_PIXELS // 10**6} million pixels") from None
-    except UnidentifiedImageError:
-        raise _UnusableImageError("it is not a JPEG, PNG or TIFF") from None
-    except Exception as error:  # decoders meet damaged input with exceptions of every kind
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise _UnusableImageError(f"it cannot be decoded ({said})") from None
+
+def report_file(raw_root: Path, visibility: Visibility, name: str) -> Path:
+    """Where the import report of a collection lies: beside the raw data, never among it."""
+    return raw_root.parent / REPORTS / visibility / f"{name}.csv"
 
 
-def _check_header(image: Image.Image) -> None:
-    """Refuse before decoding what would be too large, or more than one picture."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _UnusableImageError(f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} million")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise _UnusableImageError(f"it holds {frames} pictures instead of one")
-
-
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """[H, W, 3] by a rule for each mode. One without a rule is refused: `convert` would guess, and it clips 16 bits."""
-    if image.mode in ("RGB", "L", "CMYK", "YCbCr") or (image.mode == "P" and "transparency" not in image.info):
-        return np.asarray(image.convert("RGB"))
-    if image.mode in ("RGBA", "LA", "P"):  # transparent is what lies outside of the field: black
-        rgba = image.convert("RGBA")
-        return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB"))
-    if image.mode in ("I;16", "I;16B", "I;16L"):
-        grey = np.asarray(image).astype(np.float32) * np.float32(255 / 65535)
-        return np.repeat(np.rint(grey).astype(np.uint8)[:, :, None], 3, axis=2)
-    raise _UnusableImageError(f"its pixels are of mode {image.mode}, for which there is no rule")
-
-
-def _encode(pixels: NDArray[np.uint8], lossless: bool) -> bytes:
-    """A PNG or JPEG file of nothing but these pixels; the same bytes each time."""
-    stream = io.BytesIO()
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if lossless:
-        image.save(stream, "PNG")
-    else:
-        image.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return stream.getvalue()
+def _write_report(target: Path, outcomes: Iterable[tuple[_Task, _Taken | _Refused]]) -> Path:
+    """Every file of the delivery, under its own name, with its pseudonym and what became of it."""
+    header = ("file", "image_id", "patient_id", "where", "outcome", "pseudonym", "said")
+    rows = []
+    for task, outcome in outcomes:
+        listed = task.listed
+        named = (listed.file, listed.image_id, listed.patient_id or "", listed.where)
+        if isinstance(outcome, _Taken):
+            rows.append((*named, "taken", task.image_id, "; ".join(outcome.notes)))
+        else:
+            rows.append((*named, "not used", "", outcome.reason))
+    path = report_file(target.parent.parent, "public" if target.parent.name == "public" else "proprietary", target.name)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # The directory keeps itself out of git and DVC, wherever the project's own lists stand.
+    for name in (".gitignore", ".dvcignore"):
+        files.write_text(path.parent.parent / name, "*\n")
+    files.write_bytes(path, tables.safe_csv(header, rows))
+    path.chmod(0o600)
+    return path

@@ -7,7 +7,8 @@ which both visibilities take their places, so the first n images are the nested 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dr_platform import files
 from dr_platform.data import manifest, shards
 from dr_platform.data.manifest import ManifestRow, Split
 from dr_platform.errors import DataError
-from dr_platform.records import Manifest, ShardIndex, Visibility, stricter
+from dr_platform.records import Manifest, ShardIndex, TrainedOn, Visibility, stricter
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,19 @@ class Selection:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def sources_of(rows: Iterable[ManifestRow]) -> tuple[TrainedOn, ...]:
+    """How many of the images came from which collection under which licence, in alphabetical order.
+
+    What a clinic wrote into its table of licences stays with its images: it goes no further than `proprietary`.
+    """
+    licenses = ((row, row.license if row.visibility == "public" else "proprietary") for row in rows)
+    counts = Counter((row.collection, row.visibility, license) for row, license in licenses)
+    return tuple(
+        TrainedOn(collection=name, visibility=visibility, license=licence, images=count)
+        for (name, visibility, licence), count in sorted(counts.items())
+    )
 
 
 def load_images(

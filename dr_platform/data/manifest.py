@@ -9,7 +9,7 @@ Names of images and patients leave the raw collection only as pseudonyms: hashes
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -100,8 +100,14 @@ def pseudonym(name: str) -> str:
     return _digest(name).hex()[:_PSEUDONYM_DIGITS]
 
 
-def choose(collection: Collection, rows: Sequence[ImageRow], config: PrepareConfig) -> list[Candidate]:
-    """The images of the configured grade in the order of the table, each with its split and place; none is opened."""
+def choose(
+    collection: Collection, rows: Sequence[ImageRow], config: PrepareConfig, joined: Mapping[str, str] | None = None
+) -> list[Candidate]:
+    """The images of the configured grade in the order of the table, each with its split and place; none is opened.
+
+    joined: patients that share a photograph with others -> the key under which all of them are split.
+    """
+    joined = joined or {}
     chosen = []
     for row in rows:
         if row.grade != config.grade:
@@ -114,7 +120,7 @@ def choose(collection: Collection, rows: Sequence[ImageRow], config: PrepareConf
                 visibility=collection.visibility,
                 image_id=pseudonym(f"{collection.name}/{row.image_id}"),
                 patient=pseudonym(key),
-                split=split_of(key, config.seed, config.held_out),
+                split=split_of(joined.get(key, key), config.seed, config.held_out),
                 rank_key=rank_key(row.sha256, config.seed),
             )
         )

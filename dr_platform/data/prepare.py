@@ -1,9 +1,10 @@
 """Raw collections to prepared images: one grade, one resolution, split by patient, in shards with an index.
 
-Two passes. The first reads tables alone and gives every image its split and its place; the second opens the images in
-that order, so they stream into shards and a large collection needs no memory. Both visibilities are always written, an
-empty one as an index without shards: whoever reads them can tell "none" from "not there". Equal input gives equal
-bytes, because DVC recognises a result by them.
+Two passes. The first reads tables alone: it leaves out what is of poor quality or a copy (see screening.py) and gives
+every image its split and its place. The second opens the images in that order, in several processes, so they stream
+into shards and a large collection needs no memory. Both visibilities are always written, an empty one as an index
+without shards: whoever reads them can tell "none" from "not there". Equal input gives equal bytes, because DVC
+recognises a result by them.
 """
 
 from __future__ import annotations
@@ -17,25 +18,17 @@ from pathlib import Path
 
 from dr_platform import files
 from dr_platform.config import PrepareConfig
-from dr_platform.data import collections, manifest, shards
+from dr_platform.data import collections, manifest, pool, screening, shards
 from dr_platform.data.collections import VISIBILITIES, ImageRow, Progress
 from dr_platform.data.fundus import standardise
 from dr_platform.data.manifest import Candidate, ManifestRow, Split
+from dr_platform.data.screening import Screening, Source
 from dr_platform.errors import DataError
-from dr_platform.records import Collection, Manifest, Visibility
+from dr_platform.records import Manifest, Visibility
 
 logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped.csv"
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A raw collection that is to be prepared."""
-
-    directory: Path
-    record: Collection
-    rows: list[ImageRow]
 
 
 @dataclass
@@ -50,19 +43,24 @@ class _Visibility:
 
 
 def prepare(
-    raw_root: Path, out_root: Path, config: PrepareConfig, progress: Progress = collections.silent
+    raw_root: Path,
+    out_root: Path,
+    config: PrepareConfig,
+    progress: Progress = collections.silent,
+    *,
+    processes: int = 1,
 ) -> dict[Visibility, Manifest]:
     """Write `out_root`/<visibility>/grade-<g>/ for both visibilities and return their manifests.
 
-    An image in which no field of view is found is left out and listed in skipped.csv, as is one whose file is in the
-    collections already. Raises DataError, with earlier results intact, if a collection is missing or damaged, if no
-    training image remains, or if the disk is full.
+    An image that is left out (poor quality, no field of view, a copy of another) is listed in skipped.csv with the
+    reason. Raises DataError, with earlier results intact, if a collection is missing or damaged, if no training image
+    remains, or if the disk is full.
     """
     sources = [source for name in dict.fromkeys(config.collections) for source in _find(raw_root, name, config)]
-    parts = _plan(sources, config)
+    parts = _plan(raw_root, sources, config)
     total = sum(len(part.candidates) for part in parts)
     if not total:
-        raise DataError(_no_image(sources, config))
+        raise DataError(_no_image(sources, parts, config))
     _report_unknown_patients(sources, config)
     done = 0
 
@@ -76,7 +74,7 @@ def prepare(
         for part in parts:
             target = manifest.prepared_directory(out_root, part.label, config.grade)
             directory = stack.enter_context(files.directory_aside(target, failure=DataError))
-            manifests[part.label] = _write(directory, part, config, count)
+            manifests[part.label] = _write(directory, part, config, processes, count)
         if not any(record.train for record in manifests.values()):
             held_out = sum(record.held_out_images for record in manifests.values())
             raise DataError(
@@ -86,7 +84,7 @@ def prepare(
     return manifests
 
 
-def _find(raw_root: Path, name: str, config: PrepareConfig) -> list[_Source]:
+def _find(raw_root: Path, name: str, config: PrepareConfig) -> list[Source]:
     """The collection `name` under each visibility that is to be used; there must be one."""
     present = [
         label
@@ -104,29 +102,51 @@ def _find(raw_root: Path, name: str, config: PrepareConfig) -> list[_Source]:
             f"There is no collection {name} under {raw_root}, though prepare.collections names it. "
             f"Run: drp data ingest DIR --labels FILE --name {name} --visibility public"
         )
-    directories = [collections.collection_directory(raw_root, label, name) for label in used]
-    return [_Source(directory, *collections.read_collection(directory)) for directory in directories]
+    return [read_source(collections.collection_directory(raw_root, label, name)) for label in used]
 
 
-def _plan(sources: list[_Source], config: PrepareConfig) -> list[_Visibility]:
-    """The candidates of each visibility. A file that occurs twice counts once, and as public if it is."""
+def read_source(directory: Path) -> Source:
+    """A raw collection with its measurements. Raises DataError if any of it is damaged."""
+    record, rows = collections.read_collection(directory)
+    return Source(record, rows, collections.read_measurements(directory, record))
+
+
+def _plan(raw_root: Path, sources: list[Source], config: PrepareConfig) -> list[_Visibility]:
+    """The candidates of each visibility, and what is left out. Copies count once, and as public if one of them is."""
+    screened = screening.screen(sources, config)
     parts = []
-    seen: set[str] = set()
     for label in VISIBILITIES:
         mine = [source for source in sources if source.record.visibility == label]
-        part = _Visibility(label, {source.record.name: source.directory for source in mine}, [])
-        chosen = [candidate for source in mine for candidate in manifest.choose(source.record, source.rows, config)]
-        for candidate in manifest.in_order(chosen):
-            if candidate.raw.sha256 in seen:
-                part.skipped.append((candidate.collection, candidate.raw.image_id, "the same file as another image"))
-            else:
-                seen.add(candidate.raw.sha256)
-                part.candidates.append(candidate)
+        names = [source.record.name for source in mine]
+        part = _Visibility(label, {n: collections.collection_directory(raw_root, label, n) for n in names}, [])
+        for source in mine:
+            part.candidates += _choose(source, screened, part, config)
+        part.candidates = manifest.in_order(part.candidates)
         parts.append(part)
     return parts
 
 
-def _no_image(sources: list[_Source], config: PrepareConfig) -> str:
+def _choose(source: Source, screened: Screening, part: _Visibility, config: PrepareConfig) -> list[Candidate]:
+    """The candidates of a collection; what is left out goes to `part.skipped` if it is of the wanted grade."""
+    rows = []
+    for row in source.rows:
+        key = (source.record.visibility, source.record.name, row.image_id)
+        row = screening.with_grade(row, screened.grades.get(key))
+        if key not in screened.left_out:
+            rows.append(row)
+        elif row.grade == config.grade:
+            part.skipped.append((source.record.name, row.image_id, screened.left_out[key]))
+    return manifest.choose(source.record, rows, config, screened.joined)
+
+
+def _no_image(sources: list[Source], parts: list[_Visibility], config: PrepareConfig) -> str:
+    skipped = [reason for part in parts for _, _, reason in part.skipped]
+    if skipped:
+        reason, count = Counter(skipped).most_common(1)[0]
+        return (
+            f"All {len(skipped)} images of grade {config.grade} are left out; {count} of them: {reason}. "
+            f"See prepare.quality, prepare.rim_text and prepare.near_duplicates, or ingest more images."
+        )
     grades = Counter(row.grade for source in sources for row in source.rows)
     known = ", ".join(f"{grades[grade]} of grade {grade}" for grade in range(5) if grades[grade])
     unknown = f"{'; ' if known else ''}{grades[None]} without a grade" if grades[None] else ""
@@ -136,7 +156,7 @@ def _no_image(sources: list[_Source], config: PrepareConfig) -> str:
     )
 
 
-def _report_unknown_patients(sources: list[_Source], config: PrepareConfig) -> None:
+def _report_unknown_patients(sources: list[Source], config: PrepareConfig) -> None:
     for source in sources:
         wanted = [row for row in source.rows if row.grade == config.grade]
         unknown = sum(row.patient_id is None for row in wanted)
@@ -147,11 +167,22 @@ def _report_unknown_patients(sources: list[_Source], config: PrepareConfig) -> N
             )  # fmt: skip
 
 
-def _write(directory: Path, part: _Visibility, config: PrepareConfig, count: Callable[[], None]) -> Manifest:
+@dataclass(frozen=True)
+class _Task:
+    """An image to standardise, complete in itself: another process does it."""
+
+    directory: Path
+    row: ImageRow
+    resolution: int
+
+
+def _write(
+    directory: Path, part: _Visibility, config: PrepareConfig, processes: int, count: Callable[[], None]
+) -> Manifest:
     """Fill a prepared directory: shards, then the manifest, then the index."""
     written = []
     for split in manifest.SPLITS:
-        images = _standardised(part, split, config, count)
+        images = _standardised(part, split, config, processes, count)
         written += shards.write_shards(directory, split, images, config.resolution, config.shard_images)
     header = ("collection", "image_id", "reason")
     (directory / SKIPPED_FILE).write_bytes(collections.csv_bytes(header, sorted(part.skipped)))
@@ -161,21 +192,27 @@ def _write(directory: Path, part: _Visibility, config: PrepareConfig, count: Cal
 
 
 def _standardised(
-    part: _Visibility, split: Split, config: PrepareConfig, count: Callable[[], None]
+    part: _Visibility, split: Split, config: PrepareConfig, processes: int, count: Callable[[], None]
 ) -> Iterator[shards.PreparedImage]:
     """The prepared images of a split in order, each with its row; what has no field of view goes to `part.skipped`."""
+    candidates = [candidate for candidate in part.candidates if candidate.split == split]
+    tasks = [_Task(part.directories[c.collection], c.raw, config.resolution) for c in candidates]
     rank = 0
-    for candidate in part.candidates:
-        if candidate.split != split:
-            continue
-        raw = collections.read_image(part.directories[candidate.collection], candidate.raw)
-        try:
-            pixels = standardise(raw, config.resolution)
-        except DataError as error:
-            part.skipped.append((candidate.collection, candidate.raw.image_id, str(error)))
+    for candidate, result in zip(candidates, pool.in_order(_standardise, tasks, processes), strict=True):
+        if isinstance(result, str):
+            part.skipped.append((candidate.collection, candidate.raw.image_id, result))
         else:
-            row = manifest.row_of(candidate, config.grade, rank, shards.pixels_sha256(pixels))
+            row = manifest.row_of(candidate, config.grade, rank, shards.pixels_sha256(result))
             part.rows.append(row)
             rank += 1
-            yield row, pixels
+            yield row, result
         count()
+
+
+def _standardise(task: _Task) -> shards.Pixels | str:
+    """The prepared pixels of an image, or why there are none."""
+    raw = collections.read_image(task.directory, task.row, smallest=2 * task.resolution)
+    try:
+        return standardise(raw, task.resolution)
+    except DataError as error:
+        return str(error)

@@ -93,8 +93,21 @@ def checkpoint_tags(checkpoint: Checkpoint) -> dict[str, str]:
         "images_seen": str(checkpoint.images_seen),
         "train_images": str(checkpoint.train_images),
         "visibility": checkpoint.visibility,
+        "trained_on": sources_in_words(checkpoint),
+        "licenses": "; ".join(sorted({source.license or "not stated" for source in checkpoint.sources})),
         **({"parent": checkpoint.parent} if checkpoint.parent else {}),
     }
+
+
+def sources_in_words(checkpoint: Checkpoint) -> str:
+    """Which collections a checkpoint was trained on, and their shares: `clinic (proprietary) 25 %, ...`."""
+    total = sum(source.images for source in checkpoint.sources)
+    images: dict[tuple[str, str], int] = {}
+    for source in checkpoint.sources:
+        place = (source.collection, source.visibility)
+        images[place] = images.get(place, 0) + source.images
+    shares = (f"{name} ({label}) {count / total:.1%}" for (name, label), count in images.items())
+    return ", ".join(shares) or "not recorded"
 
 
 def report_tags(report: EvalReport) -> dict[str, str]:
@@ -117,5 +130,6 @@ def describe(checkpoint: Checkpoint, report: EvalReport) -> str:
     start = f", from {checkpoint.parent}" if checkpoint.parent else ""
     return (
         f"StyleGAN3, DR grade {checkpoint.grade}, {checkpoint.resolution} px, {checkpoint.images_seen} images seen "
-        f"of {checkpoint.train_images}{start}. {values}. G's averaged weights only."
+        f"of {checkpoint.train_images}{start}. Trained on {sources_in_words(checkpoint)}. {values}. "
+        "G's averaged weights only."
     )

@@ -18,9 +18,10 @@ from dr_platform.data.loader import (
     join_classes,
     load_images,
     select_images,
+    sources_of,
 )
 from dr_platform.errors import CheckpointError, DataError
-from dr_platform.records import Checkpoint, Manifest, Visibility, stricter
+from dr_platform.records import Checkpoint, Manifest, TrainedOn, Visibility, stricter
 
 CHECKPOINTS = "checkpoints"  # in a run directory
 
@@ -47,6 +48,7 @@ class TrainPlan:
     visibility: Visibility
     classes: tuple[int, ...]  # the grades of a conditional training in the order of its labels; else ()
     train_images: int
+    sources: tuple[TrainedOn, ...]
     data_sha256: str
     config_sha256: str
     initial: InitialWeights | None
@@ -129,6 +131,7 @@ def make_plan(params: Params, prepared_root: Path, storage: Path, initial: Initi
         visibility=stricter(*(part.visibility for part in chosen.values())),
         classes=tuple(grades) if config.condition_on else (),
         train_images=sum(len(part) for part in chosen.values()),
+        sources=sources_of(row for part in chosen.values() for row in part.rows),
         data_sha256=data_sha256,
         config_sha256=config_sha256,
         initial=initial,

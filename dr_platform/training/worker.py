@@ -65,6 +65,7 @@ def _description(plan: TrainPlan) -> dict[str, Any]:
         "config_sha256": plan.config_sha256,
         "data_sha256": plan.data_sha256,
         "train_images": plan.train_images,
+        "sources": plan.sources,
         "parent": plan.initial.parent if plan.initial else None,
     }
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from collection_rows import image_row
+from PIL import Image
 
 from dr_platform import files
 from dr_platform.config import PhantomConfig
 from dr_platform.data import collections
+from dr_platform.data.measurements import measure
 from dr_platform.data.phantom import phantom
 from dr_platform.errors import DataError
 
@@ -107,6 +111,7 @@ def test_an_image_is_in_a_collection_once(raw: Path, tmp_path: Path) -> None:
     twice = [rows[0], replace(rows[1], image_id=rows[0].image_id)]
     with pytest.raises(DataError, match="phantom-3-00000000' twice"):
         collections.finish_collection(tmp_path, twice, [], "phantom", "public", "phantom")
+    assert not list(tmp_path.glob("*.csv"))
 
 
 @pytest.mark.parametrize("name", ["", "../public", "Clinic", "a/b", "-a", ".hidden", "a b", "klinik-ä"])
@@ -115,8 +120,32 @@ def test_a_name_that_is_no_directory_is_refused(name: str, tmp_path: Path) -> No
         collections.collection_directory(tmp_path, "public", name)
 
 
-def test_every_image_id_has_a_safe_file_of_its_own() -> None:
-    ids = ["a/b", "a-b", "A-b", "a_b", "../../etc/passwd", "", "ä", "ö", "CON", "x" * 300, "x" * 301]
-    names = [collections.image_file(image_id, "png") for image_id in ids]
-    assert len({name.lower() for name in names}) == len(ids)
-    assert all(len(name) < 80 and name.isascii() and name.count("/") == 1 and ".." not in name for name in names)
+def test_measurements_are_read_back_as_they_were_taken(raw: Path) -> None:
+    directory = raw / "public" / "phantom"
+    record, rows = collections.read_collection(directory)
+    found = collections.read_measurements(directory, record)
+    assert list(found) == [row.image_id for row in rows]
+    for row in rows[:3]:
+        again = measure(row.image_id, collections.read_image(directory, row))
+        assert (found[row.image_id].quality, found[row.image_id].text) == (again.quality, again.text)
+        assert np.array_equal(found[row.image_id].fingerprint, again.fingerprint)
+
+
+def test_changed_measurements_are_refused(raw: Path) -> None:
+    directory = raw / "public" / "phantom"
+    record, _ = collections.read_collection(directory)
+    with open(directory / "measurements.parquet", "ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(DataError, match=r"measurements\.parquet is missing or was changed"):
+        collections.read_measurements(directory, record)
+
+
+def test_a_large_jpeg_may_be_decoded_smaller_but_not_below_what_is_asked(tmp_path: Path) -> None:
+    y, x = np.mgrid[0:256, 0:320]
+    picture = np.stack([x % 256, y, (x + y) % 256], axis=2).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.jpg", quality=95)
+    content = (tmp_path / "a.jpg").read_bytes()
+    row = replace(image_row("a", digest=hashlib.sha256(content).hexdigest()), file="a.jpg")
+    assert collections.read_image(tmp_path, row).shape == (256, 320, 3)
+    assert collections.read_image(tmp_path, row, smallest=100).shape == (128, 160, 3)
+    assert collections.read_image(tmp_path, row, smallest=129).shape == (256, 320, 3)

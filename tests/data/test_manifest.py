@@ -7,24 +7,21 @@ import math
 from pathlib import Path
 
 import pytest
+from collection_rows import collection_record, image_row
 
 from dr_platform.config import PrepareConfig
 from dr_platform.data import manifest
 from dr_platform.data.collections import ImageRow
 from dr_platform.errors import DataError
-from dr_platform.records import Collection
 
-COLLECTION = Collection(
-    name="clinic", visibility="proprietary", images=0, rejected=0, origin="ingest", labels_sha256="0" * 64
-)
+COLLECTION = collection_record()
 CONFIG = PrepareConfig(
     collections=["clinic"], visibility="all", grade=1, resolution=32, held_out=0.25, seed=5, shard_images=8
 )
 
 
 def image(number: int, grade: int | None = 1, patient: str | None = None) -> ImageRow:
-    sha256 = hashlib.sha256(f"file {number}".encode()).hexdigest()
-    return ImageRow(f"img-{number}", f"images/{number}.png", grade, patient, "left", "Clinic", "none", sha256, 64, 64)
+    return image_row(f"img-{number}", grade, patient)
 
 
 def choose(rows: list[ImageRow], **changes: object) -> list[manifest.Candidate]:

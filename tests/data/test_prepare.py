@@ -19,6 +19,7 @@ from dr_platform.data.ingest import ingest
 from dr_platform.data.loader import load_images
 from dr_platform.data.phantom import phantom
 from dr_platform.data.prepare import prepare
+from dr_platform.data.pseudonyms import Key, pseudonym
 from dr_platform.errors import DataError
 from dr_platform.records import ShardIndex, Visibility
 
@@ -29,6 +30,7 @@ PHANTOMS = PhantomConfig(
     grade_weights=[0, 3, 1, 0, 0],
     seed=2,
 )
+KEY = Key(b"k" * 32)
 CONFIG = PrepareConfig(
     collections=["phantom"], visibility="all", grade=1, resolution=16, held_out=0.25, seed=0, shard_images=6
 )
@@ -57,7 +59,7 @@ def add_collection(
         Image.fromarray(pixels).save(folder / f"{image_id}.png")
     labels = folder / "labels.csv"
     labels.write_text("image_id,grade\n" + "".join(f"{image_id},{grade}\n" for image_id in pictures))
-    return ingest(folder, labels, name, visibility, raw).directory
+    return ingest(folder, labels, name, visibility, raw, key=KEY).directory
 
 
 def photographs(count: int, first: int = 500) -> dict[str, np.ndarray]:
@@ -152,7 +154,7 @@ def test_what_shows_no_field_of_view_is_skipped_and_listed_on_its_own_side(raw: 
     assert (manifests["public"].skipped, manifests["proprietary"].skipped) == (0, 1)
     with open(tmp_path / "out" / "proprietary" / "grade-1" / "skipped.csv", newline="") as stream:
         (row,) = csv.DictReader(stream)
-    assert (row["collection"], row["image_id"]) == ("clinic", "secret-black")
+    assert (row["collection"], row["image_id"]) == ("clinic", pseudonym(KEY, "image", "secret-black"))
     assert "no field of view" in row["reason"]
     public = b"".join(path.read_bytes() for path in (tmp_path / "out" / "public").rglob("*") if path.is_file())
     assert b"secret" not in public

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from dr_platform import road
 from dr_platform.config import load_params
 
 ROOT = Path(__file__).parents[2]
+
+# Of the pseudonyms of proprietary collections; made by the first command that needs it.
+KEY_FILE = Path(tempfile.gettempdir()) / f"drp-tests-{os.getuid()}" / "pseudonym.key"
 
 SMALL: dict[str, dict[str, Any]] = {
     "phantom": {"images": {"public": 60, "proprietary": 30}, "size": 32, "grade_weights": [0, 0.6, 0.4, 0, 0]},
@@ -66,7 +70,7 @@ def environment() -> dict[str, str]:
     """The tests' environment with this Python first on the path, one thread, and no site file."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {name: value for name, value in os.environ.items() if name not in ("DRP_SITE", "RAY_ADDRESS")}
-    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DRP_KEY_FILE": str(KEY_FILE)}
 
 
 def run(root: Path, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:

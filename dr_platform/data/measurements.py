@@ -1,0 +1,79 @@
+"""What is seen in each image of a collection, once and for all: its quality, text at its rim, and what identifies it.
+
+Measuring takes longer than judging, so it is done while an image is taken in, and thresholds can change afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from dr_platform.data import duplicates, quality, rim_text
+from dr_platform.data.fundus import find_field_of_view
+from dr_platform.data.quality import Quality
+from dr_platform.errors import DataError
+
+FILE = "measurements.parquet"
+
+_SIDE = 1024  # pixels of the longer side that suffice for every measurement
+
+_ARROW = {"bool": pa.bool_(), "float": pa.float64()}
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        *(pa.field(field.name, _ARROW[str(field.type)]) for field in dataclasses.fields(Quality)),
+        pa.field("text", pa.int32()),
+        pa.field("fingerprint", pa.binary(duplicates.SIDE**2)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is seen in an image. text: places at the rim that look like writing. fingerprint: int8 [128, 128]."""
+
+    image_id: str
+    quality: Quality
+    text: int
+    fingerprint: NDArray[np.int8]
+
+
+def measure(image_id: str, pixels: NDArray[np.uint8]) -> Measurement:
+    """Measure an upright photograph, uint8 [H, W, 3]; a large one at 1,024 pixels or more of its longer side."""
+    height, width = pixels.shape[:2]
+    factor = max(1, min(max(height, width) // _SIDE, min(height, width) // 16))
+    small = np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels
+    try:
+        text = len(rim_text.find_text(small, find_field_of_view(small)))
+    except DataError:  # no field, no rim
+        text = 0
+    seen = quality.measure(small)
+    seen = dataclasses.replace(seen, radius=seen.radius * factor, aspect=width / height)
+    return Measurement(image_id, seen, text, duplicates.fingerprint(small))
+
+
+def write(directory: Path, measured: Sequence[Measurement]) -> None:
+    """Store measurements as `measurements.parquet`; the same ones give the same bytes."""
+    rows = [
+        {"image_id": m.image_id, **asdict(m.quality), "text": m.text, "fingerprint": m.fingerprint.tobytes()}
+        for m in measured
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), directory / FILE, compression="zstd")
+
+
+def read(directory: Path) -> dict[str, Measurement]:
+    """The measurements stored in a directory, by image_id."""
+    found = {}
+    for row in pq.read_table(directory / FILE, schema=SCHEMA).to_pylist():
+        image_id, text, content = (row.pop(name) for name in ("image_id", "text", "fingerprint"))
+        fingerprint = np.frombuffer(content, np.int8).reshape(duplicates.SIDE, duplicates.SIDE)
+        found[image_id] = Measurement(image_id, Quality(**row), text, fingerprint)
+    return found
