@@ -1,0 +1,174 @@
+"""How fast photographs get in: ingest and prepare against a plain Pillow loop. Run from the project's root:
+
+    python benchmarks/intake.py                # 200 photographs of 3,500 x 2,300, minutes; writes results/intake.json
+    python benchmarks/intake.py --images 20    # fewer
+
+The plain loop does what a script would: open, turn upright, convert to RGB, save without metadata; then open again,
+cut to the lit part, pad to a square, resize to 512 with Lanczos, save as PNG. It measures nothing, finds no copies,
+checks no digest. Ours runs with as many processes as there are cores, the loop with one, as it would. Both take turns;
+a ratio is the median of three pairs. Reading 512 px shards is compared with a folder of PNG files of the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from dr_platform.config import PrepareConfig  # noqa: E402
+from dr_platform.data import collections, pool  # noqa: E402
+from dr_platform.data.fundus import standardise  # noqa: E402
+from dr_platform.data.ingest import ingest  # noqa: E402
+from dr_platform.data.loader import load_images  # noqa: E402
+from dr_platform.data.phantom import phantom  # noqa: E402
+from dr_platform.data.prepare import prepare  # noqa: E402
+
+RESULTS = ROOT / "benchmarks/results/intake.json"
+WIDTH, HEIGHT = 3500, 2300
+RESOLUTION = 512
+PAIRS = 3
+
+
+def photographs(folder: Path, count: int) -> None:
+    """Phantoms drawn at 575 px, enlarged to the size of a camera's picture with a camera's noise, as JPEG."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 3, (HEIGHT, HEIGHT, 1)).astype(np.float32)
+    rows = ["image_id,grade,patient_id"]
+    for number in range(count):
+        disc = Image.fromarray(phantom(0, number, 575, grade=1).image).resize(
+            (HEIGHT, HEIGHT), Image.Resampling.BICUBIC
+        )
+        noisy = np.clip(np.asarray(disc) + np.roll(noise, int(rng.integers(HEIGHT)), axis=0), 0, 255).astype(np.uint8)
+        picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        left = (WIDTH - HEIGHT) // 2
+        picture[:, left : left + HEIGHT] = noisy
+        Image.fromarray(picture).save(folder / f"p{number:05d}.jpg", quality=92)
+        rows.append(f"p{number:05d},1,patient-{number}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+
+
+def plain(folder: Path, out: Path) -> None:
+    """The plain Pillow loop."""
+    (out / "raw").mkdir(parents=True)
+    (out / "prepared").mkdir()
+    for path in sorted(folder.glob("*.jpg")):
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image).convert("RGB").save(out / "raw" / path.name, quality=95, subsampling=0)
+    for path in sorted((out / "raw").glob("*.jpg")):
+        with Image.open(path) as image:
+            cut = image.crop(image.convert("L").point(lambda value: 255 * (value > 12)).getbbox())
+        side = max(cut.size)
+        square = Image.new("RGB", (side, side))
+        square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
+        small = square.resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS)
+        small.save(out / "prepared" / f"{path.stem}.png")
+
+
+def config() -> PrepareConfig:
+    """Everything on: quality, writing, copies."""
+    return PrepareConfig(
+        collections=["camera"], visibility="all", grade=1, resolution=RESOLUTION, held_out=0.0, seed=0, shard_images=64
+    )  # type: ignore[call-arg]
+
+
+def ours(folder: Path, out: Path) -> None:
+    """`drp data ingest` and the stage `prepare`, without DVC."""
+    raw = out / "data" / "raw"
+    ingest(folder, folder / "labels.csv", "camera", "public", raw, processes=pool.processes())
+    prepare(raw, out / "data" / "prepared", config(), processes=pool.processes())
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds by the wall."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def psnr(folder: Path) -> list[float]:
+    """dB of prepared images decoded at a fraction of their size against fully decoded ones, of some photographs."""
+    found = []
+    for path in sorted(folder.glob("*.jpg"))[:8]:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            whole = standardise(np.asarray(image.convert("RGB")), RESOLUTION)
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft("RGB", (2 * RESOLUTION, 2 * RESOLUTION))
+            quick = standardise(np.asarray(image.convert("RGB")), RESOLUTION)
+        error = np.mean((whole.astype(np.float64) - quick) ** 2)
+        found.append(float(10 * np.log10(255**2 / error)))
+    return found
+
+
+def read_pngs(folder: Path) -> int:
+    """Every PNG of a folder as an array; returns how many."""
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))]
+    return len(np.stack(images))
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200)
+    count = parser.parse_args().images
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "delivery"
+        photographs(folder, count)
+        pairs = []
+        for _ in range(PAIRS):
+            for name in ("plain", "ours"):
+                shutil.rmtree(Path(place) / name, ignore_errors=True)
+            peer = timed(lambda: plain(folder, Path(place) / "plain"))
+            mine = timed(lambda: ours(folder, Path(place) / "ours"))
+            pairs.append((peer, mine))
+            print(f"plain {peer:.1f} s, ours {mine:.1f} s, {peer / mine:.2f} x", file=sys.stderr, flush=True)
+        prepared = Path(place) / "ours" / "data" / "prepared"
+        taken = len(load_images(prepared, 1))
+        pngs = Path(place) / "plain" / "prepared"
+        readings = [(timed(lambda: read_pngs(pngs)), timed(lambda: load_images(prepared, 1))) for _ in range(5)]
+        quality = psnr(folder)
+        _, rows = collections.read_collection(Path(place) / "ours/data/raw/public/camera")
+    document = {
+        "date": date.today().isoformat(),
+        "command": f"python benchmarks/intake.py --images {count}",
+        "machine": f"{os.cpu_count()} cores",
+        "processes": pool.processes(),
+        "images": count,
+        "ingested": len(rows),
+        "prepared": taken,
+        "pixels": f"{WIDTH} x {HEIGHT} to {RESOLUTION}",
+        "intake_s": {"plain": [peer for peer, _ in pairs], "ours": [mine for _, mine in pairs]},
+        "intake_ratio": float(np.median([peer / mine for peer, mine in pairs])),
+        "peak_mib_of_largest_process": {
+            "main": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+        },
+        "reading_images_per_s": {
+            "png": taken / float(np.median([png for png, _ in readings])),
+            "shards": taken / float(np.median([shard for _, shard in readings])),
+        },
+        "reading_ratio": float(np.median([png / shard for png, shard in readings])),
+        "draft_psnr_db": {"least": min(quality), "median": float(np.median(quality)), "n": len(quality)},
+    }
+    RESULTS.write_text(json.dumps(document, indent=2) + "\n")
+    print(json.dumps(document, indent=2))
+
+
+if __name__ == "__main__":
+    main()
