@@ -102,7 +102,7 @@ def test_pruning_keeps_the_newest_and_clears_what_a_crash_left(tmp_path):
 def test_a_checkpoint_whose_record_was_edited_is_refused(tmp_path):
     directory = write(tmp_path, 1)
     path = directory / checkpoint.RECORD_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 3}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 4}))
     with pytest.raises(CheckpointError, match=r"checkpoint.json is damaged"):
         checkpoint.verify(directory)
 
@@ -138,8 +138,8 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
 
 def test_a_checkpoint_of_a_later_format_is_refused(tmp_path):
     path = write(tmp_path, 1) / checkpoint.RECORD_FILE
-    content = {**json.loads(path.read_text()), "version": 3}
+    content = {**json.loads(path.read_text()), "version": 4}
     del content["sha256"]
     path.write_text(json.dumps({**content, "sha256": sha256_json(content)}))
-    with pytest.raises(CheckpointError, match="not a Checkpoint of version 2"):
+    with pytest.raises(CheckpointError, match="not a Checkpoint of version 3"):
         checkpoint.verify(path.parent)

@@ -161,13 +161,14 @@ def refuse(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("make", [zipped, tarred])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    # In a tar a name ends at a zero byte.
+    [(zipped, name) for name in NAMES] + [(tarred, name) for name in NAMES if "\0" not in name],
+)
 def test_a_name_that_could_lead_elsewhere_refuses_the_whole(
-    name: str, make: Callable[[dict[str, bytes]], bytes], tmp_path: Path
+    make: Callable[[dict[str, bytes]], bytes], name: str, tmp_path: Path
 ) -> None:
-    if make is tarred and "\0" in name:
-        pytest.skip("a tar's name ends at a zero byte")
     refuse(tmp_path, "bad.bin", make({**GOOD, name: b"escaped"}), NAMES[name])
 
 
