@@ -1,7 +1,7 @@
 """How fast photographs get in: ingest and prepare against a plain Pillow loop. Run from the project's root:
 
     python benchmarks/intake.py                # 200 photographs of 3,500 x 2,300, minutes; writes results/intake.json
-    python benchmarks/intake.py --images 20    # fewer
+    python benchmarks/intake.py --images 80    # fewer; several processes start from 64 on
 
 The plain loop does what a script would: open, turn upright, convert to RGB, save without metadata; then open again,
 cut to the lit part, pad to a square, resize to 512 with Lanczos, save as PNG. It measures nothing, finds no copies,

@@ -63,11 +63,12 @@ class Pair:
     how: str
 
 
-def fingerprint(pixels: Pixels) -> Fingerprint:
+def fingerprint(pixels: Pixels, fov: FieldOfView | None = None) -> Fingerprint:
     """What identifies a photograph, uint8 [H, W, 3]: int8 [128, 128], its field's structure, -128 where unseen.
 
-    A picture without a field of view is taken whole. Raises DataError on what is no uint8 [H, W, 3] of 16 or more."""
-    small, fov = _look(pixels)
+    fov: its field, for one of less than 1,024 pixels whose field is known. A picture without a field of view is taken
+    whole. Raises DataError on what is no uint8 [H, W, 3] of 16 or more."""
+    small, fov = (pixels, fov) if fov is not None else _look(pixels)
     green, seen = _on_circle(small[..., 1], fov)
     blurred = _blur(green, seen, 0.8)
     structure = blurred - _blur(green, seen, 7.0)

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dr_platform.data import duplicates, quality, rim_text
-from dr_platform.data.fundus import find_field_of_view
+from dr_platform.data.fundus import FieldOfView, find_field_of_view
 from dr_platform.data.quality import Quality
 from dr_platform.errors import DataError
 
 FILE = "measurements.parquet"
 
-_SIDE = 1024  # pixels of the longer side that suffice for every measurement
+_TEXT_SIDE = 1024  # pixels of the longer side that suffice for letters
+_SIDE = 512  # ... and for everything else
 
 _ARROW = {"bool": pa.bool_(), "float": pa.float64()}
 SCHEMA = pa.schema(
@@ -47,17 +48,29 @@ class Measurement:
 
 
 def measure(image_id: str, pixels: NDArray[np.uint8]) -> Measurement:
-    """Measure an upright photograph, uint8 [H, W, 3]; a large one at 1,024 pixels or more of its longer side."""
+    """Measure an upright photograph, uint8 [H, W, 3].
+
+    The field is sought once, and each part sees the photograph as small as it can use it.
+    """
     height, width = pixels.shape[:2]
-    factor = max(1, min(max(height, width) // _SIDE, min(height, width) // 16))
-    small = np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels
+    large, by = _reduced(pixels, _TEXT_SIDE)
+    small, further = _reduced(large, _SIDE)
     try:
-        text = len(rim_text.find_text(small, find_field_of_view(small)))
-    except DataError:  # no field, no rim
-        text = 0
-    seen = quality.measure(small)
-    seen = dataclasses.replace(seen, radius=seen.radius * factor, aspect=width / height)
-    return Measurement(image_id, seen, text, duplicates.fingerprint(small))
+        fov = find_field_of_view(small)
+    except DataError:
+        return Measurement(image_id, quality.measure(small), 0, duplicates.fingerprint(small))
+    shift = (further - 1) / 2
+    wide = FieldOfView(fov.cx * further + shift, fov.cy * further + shift, fov.radius * further, fov.coverage)
+    seen = quality.measure(small, fov)
+    seen = dataclasses.replace(seen, radius=seen.radius * by * further, aspect=width / height)
+    text = len(rim_text.find_text(large, wide))
+    return Measurement(image_id, seen, text, duplicates.fingerprint(small, fov))
+
+
+def _reduced(pixels: NDArray[np.uint8], side: int) -> tuple[NDArray[np.uint8], int]:
+    """The photograph reduced by the whole factor that leaves `side` pixels or more of its longer side."""
+    factor = max(1, min(max(pixels.shape[:2]) // side, min(pixels.shape[:2]) // 16))
+    return (np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels), factor
 
 
 def write(directory: Path, measured: Sequence[Measurement]) -> None:

@@ -72,8 +72,11 @@ class Thresholds:
     max_aspect: float = 2.0
 
 
-def measure(pixels: Pixels) -> Quality:
-    """The quality of a photograph, uint8 [H, W, 3]. Raises DataError on another shape, type, or less than 16 pixels."""
+def measure(pixels: Pixels, fov: FieldOfView | None = None) -> Quality:
+    """The quality of a photograph, uint8 [H, W, 3]. Raises DataError on another shape, type, or less than 16 pixels.
+
+    fov: its field, for one of less than 1,024 pixels whose field is known.
+    """
     _check(pixels)
     height, width = pixels.shape[:2]
     factor = max(1, max(height, width) // _WORKING_SIDE)
@@ -81,7 +84,7 @@ def measure(pixels: Pixels) -> Quality:
     if factor > 1 and min(height, width) // factor >= 16:
         small = np.asarray(Image.fromarray(pixels).reduce(factor))
     try:
-        fov = find_field_of_view(small)
+        fov = fov or find_field_of_view(small)
     except DataError:
         return Quality(field_found=False, aspect=width / height)
     colours = small[_within(small.shape[:2], fov, _INSIDE) & ~white_surround(small)]

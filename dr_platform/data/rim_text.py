@@ -97,7 +97,9 @@ def _lines(strokes: Mask, away: Array, radius: float) -> list[Box]:
     spans = ndimage.find_objects(labels)
     letters = np.array([(s[1].start, s[0].start, s[1].stop, s[0].stop) for s in spans])
     height = letters[:, 3] - letters[:, 1]
-    outermost = ndimage.maximum(away, labels, np.arange(1, count + 1))
+    furthest = np.zeros(count + 1)
+    np.maximum.at(furthest, labels[strokes], away[strokes])  # over the strokes alone, which are few
+    outermost = furthest[1:]
     fits = (height >= _MIN_HEIGHT) & (height <= _MAX_HEIGHT * radius)
     letters, outermost, numbers = letters[fits], outermost[fits], np.flatnonzero(fits) + 1
     boxes = []
