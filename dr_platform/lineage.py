@@ -331,6 +331,9 @@ def pull(root: Path, targets: Sequence[str] = ()) -> None:
     missing: the error names the output and the object.
     """
     _refuse("nothing was pulled", remote_faults(root))
+    targets = targets or _recorded(root)
+    if not targets:
+        return
     _reach_all(root, targets)
     show = sys.stderr.isatty()
     try:
@@ -341,6 +344,13 @@ def pull(root: Path, targets: Sequence[str] = ()) -> None:
     # A fetch that throws a damaged object away succeeds, and `dvc pull` would check out what is whole beside it.
     _refuse("nothing was checked out", damaged(root, targets))
     _dvc(root, "checkout", *targets, show=show)
+
+
+def _recorded(root: Path) -> list[str]:
+    """The outputs that have been made once: those of a stage that never ran are in no remote."""
+    with _project(root) as repo:
+        outs = [out for out in repo.index.outs if out.use_cache and out.can_push and out.hash_info]
+        return sorted(out.fspath for out in outs)
 
 
 def _refuse(outcome: str, faults: Sequence[str]) -> None:

@@ -90,6 +90,7 @@ class Collection(Record):
     layout: str = Field(description="How the delivery was laid out: eyepacs, messidor, csv, ...")
     licenses: tuple[str, ...] = Field(description="What its owners let its images be used for.")
     key: str | None = Field(description="Fingerprint of the key behind the pseudonyms; None where ids are no names.")
+    withdrawn: tuple[str, ...] = Field((), description="Patients taken out, by pseudonym; an ingest leaves them out.")
     labels_sha256: Digest
     measurements_sha256: Digest
 

@@ -161,7 +161,7 @@ def carry_out(project: Project, revocation: Revocation, day: date) -> int:
         model, _, number = item.name.rpartition("/")
         mark_revoked(tracker, model, int(number), revocation.patient, day, certain=item.certain)
     if len(kept) < len(rows):
-        _write_without(directory, record, kept)
+        _write_without(directory, record, kept, revocation.stored)
     lineage.track(project.root, directory, record.visibility)
     return len(rows) - len(kept)
 
@@ -192,8 +192,12 @@ def _identify(
                 found[name] = stored
     if not found:
         where = collection or ", ".join(sorted(known)) or "any collection"
-        hint = f"; without their keys nobody can tell for {', '.join(locked)}: name one by --key" if locked else ""
-        raise DataError(f"No patient {called!r} in {where}{hint}. Write the id as the delivery had it.")
+        if locked:
+            raise DataError(
+                f"No patient {called!r} was found, but without their keys nobody can tell for {', '.join(locked)}. "
+                f"Name the key's file by --key."
+            )
+        raise DataError(f"No patient {called!r} in {where}. Write the id as the delivery had it.")
     if len(found) > 1:
         raise DataError(
             f"Patient {called!r} is in {' and in '.join(found)}, which may be different people. "
@@ -512,7 +516,7 @@ def _feature_name(digest: str, shape: list[int], extractor: Extractor) -> str:
 # -- the next version --------------------------------------------------------------------------------------------------
 
 
-def _write_without(directory: Path, record: Collection, kept: list[ImageRow]) -> None:
+def _write_without(directory: Path, record: Collection, kept: list[ImageRow], patient: str) -> None:
     """Replace a raw collection by one of the kept images alone, atomically; hard links where the system allows."""
     measured = collections.read_measurements(directory, record)
     with files.directory_aside(directory, failure=DataError) as aside:
@@ -532,4 +536,5 @@ def _write_without(directory: Path, record: Collection, kept: list[ImageRow]) ->
             rejected=record.rejected,
             layout=record.layout,
             key=record.key,
+            withdrawn=sorted({*record.withdrawn, patient}),
         )

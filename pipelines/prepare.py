@@ -13,7 +13,8 @@ def main() -> None:
         with console.counting(f"prepare grade {project.grade}", "images") as advance:
             manifests = road.prepare(project, advance, as_class=arguments.as_class)
     for visibility, manifest in manifests.items():
-        console.say(f"{visibility}: {manifest.train} to train on, {manifest.held_out_images} held out")
+        left_out = f", {manifest.skipped} left out (skipped.csv says why)" if manifest.skipped else ""
+        console.say(f"{visibility}: {manifest.train} to train on, {manifest.held_out_images} held out{left_out}")
 
 
 if __name__ == "__main__":

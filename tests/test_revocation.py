@@ -223,7 +223,7 @@ def test_the_four_patients_differ_in_what_follows_from_them(made):
 )
 def test_an_unknown_patient_is_one_line(made, patient, collection, words):
     with pytest.raises(DataError, match=words) as caught:
-        revocation.find(made.project, patient, collection)
+        revocation.find(made.project, patient, collection, KEY)
     assert "\n" not in str(caught.value)
 
 
@@ -294,6 +294,14 @@ def test_a_revocation_takes_the_images_out_marks_the_versions_and_bears_repetiti
     assert again["images_removed"] == 0
     assert {item["name"] for item in again["affected"] if item["kind"] == "model version"} == expected
     assert made.project.tracker().version(MODEL, 1).tags["revoked_patients"] == marked[f"{MODEL}/1"]
+
+    # Nor does the next delivery bring the patient back.
+    drawn = made.root.parent / "clinic"
+    result = ingest(drawn, drawn / "labels.csv", "clinic", "proprietary", made.project.raw, key=KEY, replace=True)
+    assert result.collection.withdrawn == (made.in_subset,)
+    again_there = {row.image_id for row in collections.read_collection(result.directory)[1]}
+    assert again_there == {row.image_id for row in rows}
+    assert "the patient has withdrawn" in result.report.read_text()
 
 
 def test_phantoms_are_not_revoked(tmp_path):

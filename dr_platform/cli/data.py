@@ -68,6 +68,7 @@ def ingest(
     columns = ColumnMap(
         image_id=image_id, file=file, grade=grade, patient_id=patient_id, eye=eye, source=source, license=license_
     )
+    secret = None if visibility == "public" else pseudonyms.load_key(key, project.root)
     with console.counting(f"ingest {name}", "images") as advance:
         result = take_in(
             delivery,
@@ -77,7 +78,7 @@ def ingest(
             project.raw,
             columns if columns != ColumnMap() else None,
             layout=layout,
-            key=None if visibility == "public" else pseudonyms.load_key(key, project.root),
+            key=secret,
             license=terms,
             strict=strict,
             replace=replace,
@@ -94,8 +95,13 @@ def ingest(
     for note in result.notes:
         console.say(note)
     console.result(f"{name}: {result.collection.images} images taken, {result.rejected} not used ({visibility})")
+    if result.without_patient:
+        console.say(f"{result.without_patient} of them name no patient, so nothing keeps those of one patient together")
     console.say(f"Every file and what became of it: {result.report.relative_to(project.root)} (stays here)")
-    console.say(f"Next: drp data use {name} (in place of {', '.join(project.params.prepare.collections)}); dvc repro")
+    if secret is not None:
+        console.say(f"Pseudonyms by the key {pseudonyms.key_file(key)} ({secret.fingerprint}). Keep a copy of it")
+    used = project.params.prepare.collections
+    console.say("Next: dvc repro" if name in used else f"Next: drp data use {' '.join([*used, name])}; dvc repro")
 
 
 @app.command()
@@ -226,6 +232,12 @@ def check(
             f"{len(found)} crossings of the split among {len(rows)} images. Prepare again: dvc repro -f prepare"
         )
     console.say(f"Nothing crosses the split: {len(rows)} images of {len({row.patient for row in rows})} patients")
+    blind = separation.not_compared(rows, project.raw)
+    if blind.without_patient or blind.too_small:
+        console.say(
+            f"Not certain: {blind.without_patient} images name no patient, and {blind.too_small} are too small to be "
+            f"compared by more than their files"
+        )
 
 
 @app.command()
@@ -385,6 +397,8 @@ def revoke(
     if not yes:
         console.say("Nothing was changed. To do it: the same command with --yes")
         return
-    console.say(f"{found.collection}: {removed} images taken out; affected versions are tagged {found.patient}")
+    tagged = len(found.of("model version"))
+    console.say(f"{found.collection}: {removed} images taken out; {tagged} versions are tagged {found.patient}")
+    console.say(f"data/import-reports/*/{found.collection}.csv still names the patient, here alone: remove it by hand")
     console.say("Next: dvc repro; drp promote a version that is not affected")
     console.say("Earlier versions stay in cache and remotes until: dvc gc --workspace --cloud, for each remote (-r)")

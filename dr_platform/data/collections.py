@@ -156,6 +156,7 @@ def finish_collection(
     rejected: int = 0,
     layout: str = "phantom",
     key: str | None = None,
+    withdrawn: Sequence[str] = (),
 ) -> Collection:
     """Write the tables and last the record of a collection whose images are in `directory` already."""
     _require_unique(directory / LABELS_FILE, rows)
@@ -171,6 +172,7 @@ def finish_collection(
         layout=layout,
         licenses=tuple(sorted({row.license for row in rows if row.license})),
         key=key,
+        withdrawn=tuple(withdrawn),
         labels_sha256=hashlib.sha256(labels).hexdigest(),
         measurements_sha256=files.sha256_file(directory / measurements.FILE),
     )

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -117,6 +119,9 @@ def ingest(
     Raises DataError, with nothing written, for a mistake in a table, a name that is taken, or no usable image.
     """
     target = _free_target(raw_root, visibility, name, replace)
+    if source.resolve().is_relative_to(raw_root.resolve()):
+        raise DataError(f"{source} is a part of this project's raw data, which was taken in already. Give a delivery.")
+    withdrawn = _withdrawn(target)
     key = pseudonyms.PUBLIC_KEY if visibility == "public" else key
     if key is None:
         raise DataError("a proprietary collection needs a key for its pseudonyms. Pass one: see pseudonyms.load_key")
@@ -124,8 +129,12 @@ def ingest(
         listing = layouts.list_images(folder, layout, labels=labels, columns=columns)
         with _unfinished(target, _plan_of(folder, listing, key, license)) as aside:
             tasks = [_task(folder, listed, key, license, aside) for listed in listing.images]
-            outcomes = _take_all(tasks, aside, strict, processes, progress)
-            return _finish(outcomes, listing, name, visibility, target, aside, key)
+            gone = [task for task in tasks if task.patient_id in withdrawn]
+            stay = [task for task in tasks if task.patient_id not in withdrawn]
+            outcomes = _take_all(stay, aside, strict, processes, progress)
+            outcomes += [(task, _Refused("the patient has withdrawn")) for task in gone]
+            _require_unknown(outcomes, raw_root, visibility)
+            return _finish(outcomes, listing, name, visibility, target, aside, key, withdrawn)
 
 
 def _free_target(raw_root: Path, visibility: Visibility, name: str, replace: bool) -> Path:
@@ -142,6 +151,32 @@ def _free_target(raw_root: Path, visibility: Visibility, name: str, replace: boo
     return target
 
 
+def _withdrawn(target: Path) -> tuple[str, ...]:
+    """Patients whose images were taken out of the collection that is replaced; they stay out."""
+    record = target / collections.COLLECTION_FILE
+    return Collection.read(record).withdrawn if record.is_file() else ()
+
+
+def _require_unknown(outcomes: Iterable[tuple[_Task, _Taken | _Refused]], raw_root: Path, visibility: str) -> None:
+    """Raise DataError if a photograph of a proprietary collection is about to become public."""
+    if visibility != "public":
+        return
+    private = {
+        digest: record.name
+        for record in collections.list_collections(raw_root)
+        if record.visibility == "proprietary" and record.origin == "ingest"
+        for row in collections.read_collection(raw_root / "proprietary" / record.name)[1]
+        for digest in (row.sha256, row.source_sha256)
+    }
+    for task, outcome in outcomes:
+        if isinstance(outcome, _Taken) and {outcome.row.sha256, outcome.row.source_sha256} & private.keys():
+            known = private.get(outcome.row.sha256) or private.get(outcome.row.source_sha256)
+            raise DataError(
+                f"{task.listed.file} is a photograph of the proprietary collection {known}, and this one would be "
+                f"public. Take it out of the delivery, or ingest it as proprietary."
+            )
+
+
 @contextmanager
 def _delivered(source: Path, raw_root: Path) -> Iterator[Path]:
     """The delivered folder; of an archive, a copy that is gone afterwards."""
@@ -152,7 +187,14 @@ def _delivered(source: Path, raw_root: Path) -> Iterator[Path]:
         raise DataError(f"{source} is neither a folder nor an archive. Give the one that holds the images.")
     raw_root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".delivery-", dir=raw_root) as place:
-        yield archives.open_delivery(source, Path(place) / "files")
+        folder = archives.open_delivery(source, Path(place) / "files")
+        inside = [path for path in folder.iterdir() if path.name != "__MACOSX"]
+        if len(inside) == 1 and inside[0].is_dir():  # as a file manager packs a folder
+            folder = inside[0]
+        try:
+            yield folder
+        except DataError as error:
+            raise DataError(str(error).replace(str(folder), str(source))) from None
 
 
 def _plan_of(folder: Path, listing: Listing, key: pseudonyms.Key, license: str | None) -> str:
@@ -163,8 +205,15 @@ def _plan_of(folder: Path, listing: Listing, key: pseudonyms.Key, license: str |
 
 def _task(folder: Path, listed: Listed, key: pseudonyms.Key, license: str | None, aside: Path) -> _Task:
     patient = listed.patient_id and pseudonyms.pseudonym(key, "patient", listed.patient_id)
-    listed = listed if license is None else dataclasses.replace(listed, license=license)
+    listed = dataclasses.replace(
+        listed, source=_harmless(listed.source), license=_harmless(listed.license if license is None else license)
+    )
     return _Task(folder, listed, pseudonyms.pseudonym(key, "image", listed.image_id), patient, aside)
+
+
+def _harmless(text: str) -> str:
+    """Free text for a table that people open: no spreadsheet takes it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 # ---- going on where a killed ingest was ------------------------------------------------------------------------------
@@ -179,11 +228,16 @@ def _unfinished(target: Path, plan: str) -> Iterator[Path]:
     aside = target.with_name(f".{target.name}.unfinished")
     journal = aside / _JOURNAL
     try:
-        if not journal.is_file() or _header_of(journal) != plan:
-            shutil.rmtree(aside, ignore_errors=True)
-            (aside / collections.IMAGES_DIRECTORY).mkdir(parents=True, mode=0o700)
-            journal.write_text(json.dumps(plan) + "\n", encoding="utf-8")
-        yield aside
+        aside.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _alone(aside, target.name):
+            if not journal.is_file() or _header_of(journal) != plan:
+                for left in aside.iterdir():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                (aside / collections.IMAGES_DIRECTORY).mkdir(mode=0o700)
+                journal.write_text(json.dumps(plan) + "\n", encoding="utf-8")
+            yield aside
+    except _BusyError as error:
+        raise DataError(str(error)) from None
     except OSError as error:
         raise DataError(
             f"{target} could not be written: {error.strerror or error}. Free some space and run the same again."
@@ -191,6 +245,25 @@ def _unfinished(target: Path, plan: str) -> Iterator[Path]:
     except Exception:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+class _BusyError(Exception):
+    """Another process makes the same collection."""
+
+
+@contextmanager
+def _alone(aside: Path, name: str) -> Iterator[None]:
+    """Hold the directory against other processes; a lock of a process that died is none."""
+    descriptor = os.open(aside, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise _BusyError(f"another ingest of {name} is running. Wait for it, or end it and run this again.") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _header_of(journal: Path) -> str | None:
@@ -358,6 +431,7 @@ def _finish(
     target: Path,
     aside: Path,
     key: pseudonyms.Key,
+    withdrawn: tuple[str, ...],
 ) -> IngestResult:
     """Write the tables and the report, and give the collection its place."""
     taken = [outcome for _, outcome in outcomes if isinstance(outcome, _Taken)]
@@ -379,6 +453,7 @@ def _finish(
         rejected=len(refused),
         layout=listing.layout,
         key=key.fingerprint,
+        withdrawn=withdrawn,
     )
     report = _write_report(target, outcomes)
     (aside / _JOURNAL).unlink()

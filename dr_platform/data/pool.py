@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -38,19 +41,30 @@ def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], count: i
         yield from map(function, chain(first, waiting))
         return
     context = multiprocessing.get_context("spawn")  # this process has threads, so it must not be forked
-    with ProcessPoolExecutor(count, mp_context=context) as pool:
-        running: deque[Future[Result]] = deque()
-        try:
-            for task in chain(first, waiting):
-                running.append(pool.submit(function, task))
-                if len(running) > _AHEAD * count:
-                    yield running.popleft().result()
-            while running:
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_obey_parent, initargs=(os.getpid(),))
+    running: deque[Future[Result]] = deque()
+    try:
+        for task in chain(first, waiting):
+            running.append(pool.submit(function, task))
+            if len(running) > _AHEAD * count:
                 yield running.popleft().result()
-        except BrokenProcessPool:
-            raise DataError(
-                "a process that reads images was killed, perhaps for lack of memory. Free some and run the same again."
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        while running:
+            yield running.popleft().result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that reads images was killed, perhaps for lack of memory. Free some and run the same again."
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _obey_parent(parent: int) -> None:
+    """End with the process that gave the work: an interruption is for that one to see, and its death is the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

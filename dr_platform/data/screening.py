@@ -125,11 +125,13 @@ def _settle(images: Sequence[_Image], result: Screening, config: PrepareConfig) 
     for group in _groups(public, result.copies):
         _settle_group(group, result, config)
     for group in _groups(images, result.copies):
-        theirs, mine = ([image for image in group if (image.key[0] == "public") is public] for public in (True, False))
-        if not theirs:
+        mine = [image for image in group if image.key[0] != "public"]
+        # One without a grade is used nowhere, so it stands in nobody's way.
+        theirs = [image for image in group if image.key[0] == "public" and image.row.grade is not None]
+        if mine and not theirs:
             _settle_group(mine, result, config)
         for image in mine if theirs else ():
-            result.left_out[image.key] = "a copy of a public photograph"
+            result.left_out[image.key] = f"a copy of a public photograph of grade {theirs[0].row.grade}"
             if _root(image.patient, result.joined) not in known:  # else public patients would be joined by it
                 _join([theirs[0].patient, image.patient], result.joined)
     result.joined = {patient: _root(patient, result.joined) for patient in result.joined}

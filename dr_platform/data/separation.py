@@ -57,6 +57,28 @@ def crossings(rows: Sequence[ManifestRow], raw_root: Path, threshold: float = du
     return found
 
 
+@dataclass(frozen=True)
+class NotCompared:
+    """How many images nothing can be said of: no patient named, or a field too small for near-copies to be told."""
+
+    without_patient: int
+    too_small: int
+
+
+def not_compared(rows: Sequence[ManifestRow], raw_root: Path) -> NotCompared:
+    """What `crossings` cannot see."""
+    nameless, small = 0, 0
+    wanted = {(row.visibility, row.collection, row.image_id) for row in rows}
+    for label, name in sorted({(row.visibility, row.collection) for row in rows}):
+        directory = collections.collection_directory(raw_root, label, name)
+        record, raw = collections.read_collection(directory)
+        measured = collections.read_measurements(directory, record)
+        used = [row for row in raw if (label, name, manifest.pseudonym(f"{name}/{row.image_id}")) in wanted]
+        nameless += sum(row.patient_id is None for row in used)
+        small += sum(measured[row.image_id].quality.radius < MIN_RADIUS for row in used)
+    return NotCompared(nameless, small)
+
+
 def _crossing(kind: str, name: str, images: Iterable[ManifestRow]) -> Crossing:
     rows = tuple(images)
     counts = Counter(row.split for row in rows)

@@ -428,6 +428,81 @@ def test_a_report_that_people_open_holds_no_formula(folder: Path) -> None:
     assert report_of(folder)[0]["image_id"] == "'=cmd|calc"
 
 
+def test_a_zip_of_a_folder_is_taken_as_that_folder(folder: Path, tmp_path: Path) -> None:
+    (folder / "labels.csv").write_bytes(table(folder).read_bytes())
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", folder.parent, folder.name))
+    assert ingest(archive, None, "clinic", "public", tmp_path / "data" / "raw", layout="auto").collection.images == 3
+
+
+def test_what_is_wrong_in_an_archive_is_said_of_the_archive(folder: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", folder))
+    with pytest.raises(DataError, match=r"packed\.zip") as caught:
+        ingest(archive, None, "clinic", "public", tmp_path / "data" / "raw", layout="auto")
+    assert ".delivery" not in str(caught.value)
+
+
+def test_a_proprietary_photograph_does_not_become_public_by_another_ingest(folder: Path) -> None:
+    labels, raw = table(folder), folder.parent / "data" / "raw"
+    private = ingest(folder, labels, "clinic", "proprietary", raw, key=Key(b"k" * 32)).directory
+    with pytest.raises(DataError, match=r"a\.png is a photograph of the proprietary collection clinic"):
+        ingest(folder, labels, "open", "public", raw)
+    with pytest.raises(DataError, match="part of this project's raw data"):
+        ingest(private, private / "labels.csv", "open", "public", raw)
+    assert not (raw / "public" / "open").exists()
+
+
+def test_two_ingests_of_one_name_do_not_meet(many: Path, tmp_path: Path) -> None:
+    labels, raw = rows_table(many), tmp_path / "data" / "raw"
+    said: list[str] = []
+
+    def another(done: int, total: int) -> None:
+        if done == 5:
+            with pytest.raises(DataError, match="another ingest of clinic is running") as caught:
+                ingest(many, labels, "clinic", "public", raw)
+            said.append(str(caught.value))
+
+    assert ingest(many, labels, "clinic", "public", raw, progress=another).collection.images == 70
+    assert len(said) == 1
+
+
+def test_processes_end_with_the_one_that_started_them(many: Path, tmp_path: Path) -> None:
+    labels = rows_table(many)
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom dr_platform.data.ingest import ingest\n"
+        "def progress(done, total):\n"
+        "    if done == 3:\n"
+        "        children = Path('/proc/self/task', str(os.getpid()), 'children').read_text()\n"
+        "        print(children, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if __name__ == '__main__':\n"
+        "    folder, labels, raw = map(Path, sys.argv[1:])\n"
+        "    ingest(folder, labels, 'clinic', 'public', raw, processes=2, progress=progress)\n"
+    )
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    arguments = [str(many), str(labels), str(tmp_path / "data" / "raw")]
+    done = subprocess.run([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    children = [Path("/proc", child) for child in done.stdout.split()]
+    assert len(children) >= 2
+    waited = time.monotonic()
+    while any(is_running(child) for child in children) and time.monotonic() - waited < 30:
+        time.sleep(0.2)
+    assert not any(is_running(child) for child in children)
+
+
+def is_running(process: Path) -> bool:
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_free_text_of_a_table_is_no_formula_in_ours(folder: Path) -> None:
+    take(folder, table(folder, "image_id,grade,source,license\na,1,=1+1,@x\n"))
+    assert [(row.source, row.license) for row in rows_of(folder)] == [("'=1+1", "'@x")]
+
+
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
