@@ -386,14 +386,15 @@ def _generator_gradients(case: Golden) -> Errors:
         found = torch.autograd.grad(images, list(leaves.values()), case["in/noise_img"], retain_graph=True)
         return torch.cat([part.double().flatten() for part in found])
 
-    yield Error("gradients together, as computed", None, relative(gradient(), theirs))
+    yield Error(
+        f"gradients together as computed, before slopes at zero are switched: {relative(gradient(), theirs):.1e}", None
+    )
     ours, heights = nearest_gradient(gradient, activations, theirs)
     yield Error("gradients together", GRADIENT, relative(ours, theirs))
     sizes = [value.numel() for value in leaves.values()]
     for mine, reference in zip(ours.split(sizes), theirs.split(sizes), strict=True):
         yield Error("gradient of one tensor", GRADIENT, relative(mine, reference))
-    yield Error("slopes switched at zero", None, len(heights))
-    yield Error("the farthest of them from zero, in rms", None, max(heights, default=0.0))
+    yield Error(f"slopes switched: {len(heights)}, at most {max(heights, default=0.0):.1e} rms from zero", None)
 
 
 def net_d(case: Golden) -> Errors:
