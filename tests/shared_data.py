@@ -1,8 +1,8 @@
 """Data that lie beside the checkout, in ../shared, because they are too large for it or are not ours to pass on.
 
 The published networks' golden numbers and the real photographs are such. Whoever has not got them can still run every
-other test; continuous integration has them, and says so by DRP_REQUIRE_SHARED=1: a test that misses them then fails
-instead of being skipped, so that parity is never lost in silence.
+other test, and is told why not these. Continuous integration has them, and says so by DRP_REQUIRE_SHARED=1: a test that
+misses them then fails instead of being skipped, so that parity is never lost in silence.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ GOLDEN = SHARED / "golden" / "stylegan3"
 FUNDUS_MINI = SHARED / "data" / "fundus-mini"
 
 
-def _needs(folder: Path, what: str) -> pytest.MarkDecorator:
+def _needs(folder: Path, reason: str) -> pytest.MarkDecorator:
     absent = not folder.is_dir() and os.environ.get("DRP_REQUIRE_SHARED") != "1"
-    place = folder.relative_to(SHARED).as_posix()
-    return pytest.mark.skipif(absent, reason=f"needs {what}: put them into ../shared/{place}, beside the checkout")
+    return pytest.mark.skipif(absent, reason=reason)
 
 
-needs_golden = _needs(GOLDEN, "the golden numbers of the published networks")
-needs_photographs = _needs(FUNDUS_MINI, "the CC BY 4.0 photographs of fundus-mini")
+needs_golden = _needs(
+    GOLDEN,
+    "compares with numbers computed by NVIDIA's networks, whose non-commercial licence keeps them out of this "
+    "repository; continuous integration has them and fails without (see benchmarks/results/golden-parity.txt)",
+)
+needs_photographs = _needs(
+    FUNDUS_MINI,
+    "looks at 1,644 photographs by others (HRF, IDRiD, RetinaMNIST, CC BY 4.0), which are no part of this repository; "
+    "continuous integration has them and fails without, and the same code is tested here on synthetic ones",
+)
