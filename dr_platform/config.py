@@ -56,7 +56,12 @@ class PhantomConfig(Section):
 
 
 class QualityConfig(Section):
-    """What a photograph must reach to be used; data/quality.py says how each is measured and why these values."""
+    """What a photograph must reach to be used; data/quality.py says how each is measured.
+
+    Real ones pass: 40 of 40 of 512 pixels, 1,594 of 1,600 thumbnails of 28. Focus and contrast are not judged below
+    `detail_radius`: a thumbnail has no detail to lose. Of the 40, the least focus is 0.54 and the least contrast 0.075;
+    a blur of 2 pixels of 256 (a vessel's width) leaves a focus of about 0.33.
+    """
 
     enabled: bool = Field(True, description="false takes whatever has a field of view.")
     min_radius: float = Field(10.0, description="Of the field, pixels.")

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage, sparse
+from scipy import sparse
 from scipy.sparse import csgraph
 
-from dr_platform.data.fundus import FieldOfView, Pixels, find_field_of_view
+from dr_platform.data.fundus import FieldOfView, Pixels, find_field_of_view, mean_over_seen, on_field
 from dr_platform.errors import DataError
 
 Fingerprint = NDArray[np.int8]
@@ -70,9 +70,9 @@ def fingerprint(pixels: Pixels, fov: FieldOfView | None = None) -> Fingerprint:
     whole. Raises DataError on what is no uint8 [H, W, 3] of 16 or more."""
     small, fov = (pixels, fov) if fov is not None else _look(pixels)
     green, seen = _on_circle(small[..., 1], fov)
-    blurred = _blur(green, seen, 0.8)
-    structure = blurred - _blur(green, seen, 7.0)
-    contrast = np.sqrt(np.maximum(_blur(structure**2, seen, 14.0), 0))
+    blurred = mean_over_seen(green, seen, 0.8)
+    structure = blurred - mean_over_seen(green, seen, 7.0)
+    contrast = np.sqrt(np.maximum(mean_over_seen(structure**2, seen, 14.0), 0))
     units = structure / np.maximum(contrast, _FLOOR)
     steps = np.clip(np.rint(units * _STEPS_PER_UNIT), -127, 127)
     return np.where(seen > 0, steps, _UNSEEN).astype(np.int8)
@@ -163,28 +163,14 @@ def _look(pixels: Pixels) -> tuple[Pixels, FieldOfView]:
 
 def _on_circle(channel: NDArray[np.uint8], fov: FieldOfView) -> tuple[Array, Array]:
     """A channel on the field's bounding square, [SIDE, SIDE], and which of its pixels are seen, 0 or 1."""
-    height, width = channel.shape
-    left, top = fov.cx + 0.5 - fov.radius, fov.cy + 0.5 - fov.radius
-    pad = max(0, int(np.ceil(max(-left, -top, left + 2 * fov.radius - width, top + 2 * fov.radius - height))) + 1)
-    box = (left + pad, top + pad, left + pad + 2 * fov.radius, top + pad + 2 * fov.radius)
-    # Beyond the sensor the nearest pixel is repeated, so that resampling does not drag black into the last seen ones.
-    values = Image.fromarray(np.pad(channel, pad, mode="edge").astype(np.float32))
-    seen = Image.fromarray(np.pad(np.ones((height, width), np.float32), pad))
-    values, seen = (im.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box) for im in (values, seen))
-    inside = (np.asarray(seen) > 0.99) & (_radius(SIDE) <= _FIELD)
-    return np.asarray(values), inside.astype(np.float32)
+    values, seen = on_field(channel, fov, SIDE, Image.Resampling.BICUBIC)
+    return values, (seen & (_radius(SIDE) <= _FIELD)).astype(np.float32)
 
 
 def _radius(side: int) -> Array:
     """Distance from the centre of a square [side, side], 1 at the middle of its edges."""
     line = (np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1
     return np.hypot(line[:, None], line[None, :])
-
-
-def _blur(values: Array, seen: Array, sigma: float) -> Array:
-    """Gaussian mean over what is seen (normalised convolution, Knutsson and Westin 1993)."""
-    weight = ndimage.gaussian_filter(seen, sigma, truncate=3, mode="constant")
-    return ndimage.gaussian_filter(values * seen, sigma, truncate=3, mode="constant") / np.maximum(weight, 1e-3)
 
 
 # ---- pairs ---------------------------------------------------------------------------------------------------------

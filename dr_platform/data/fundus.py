@@ -11,6 +11,7 @@ Positions are in pixels, (x, y), with pixel centres at integers; the left edge o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +120,30 @@ def standardise(image: Pixels, resolution: int) -> Pixels:
     fov = find_field_of_view(image)
     left, top, _, _ = _box(image, fov)
     return resize(pad_to_square(crop_to_field(image, fov), (fov.cx - left, fov.cy - top)), resolution)
+
+
+# ---- looking at the field ------------------------------------------------------------------------------------------
+
+
+def on_field(
+    channel: NDArray[np.uint8], fov: FieldOfView, side: int, how: Image.Resampling
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A channel [H, W] on the field's bounding square: values [side, side], and which of them the sensor saw."""
+    height, width = channel.shape
+    left, top = fov.cx + 0.5 - fov.radius, fov.cy + 0.5 - fov.radius
+    pad = max(0, int(np.ceil(max(-left, -top, left + 2 * fov.radius - width, top + 2 * fov.radius - height))) + 1)
+    box = (left + pad, top + pad, left + pad + 2 * fov.radius, top + pad + 2 * fov.radius)
+    # Beyond the sensor the nearest pixel is repeated, so that resampling does not drag black into the last seen ones.
+    values = Image.fromarray(np.pad(channel, pad, mode="edge").astype(np.float32))
+    seen = Image.fromarray(np.pad(np.ones((height, width), np.float32), pad))
+    values, seen = (picture.resize((side, side), how, box=box) for picture in (values, seen))
+    return np.asarray(values), np.asarray(seen) > 0.99
+
+
+def mean_over_seen(values: NDArray[Any], seen: NDArray[Any], sigma: float) -> NDArray[Any]:
+    """Gaussian mean over what is seen (0 or 1): normalised convolution, Knutsson and Westin 1993."""
+    weight = ndimage.gaussian_filter(seen.astype(np.float32), sigma, truncate=3, mode="constant")
+    return ndimage.gaussian_filter(values * seen, sigma, truncate=3, mode="constant") / np.maximum(weight, 1e-3)
 
 
 # ---- finding the circle --------------------------------------------------------------------------------------------

@@ -205,15 +205,11 @@ def _plan_of(folder: Path, listing: Listing, key: pseudonyms.Key, license: str |
 
 def _task(folder: Path, listed: Listed, key: pseudonyms.Key, license: str | None, aside: Path) -> _Task:
     patient = listed.patient_id and pseudonyms.pseudonym(key, "patient", listed.patient_id)
-    listed = dataclasses.replace(
-        listed, source=_harmless(listed.source), license=_harmless(listed.license if license is None else license)
-    )
+    terms = listed.license if license is None else license
+    # Free text goes into a table that people open.
+    source, terms = (str(tables.harmless(text)) for text in (listed.source, terms))
+    listed = dataclasses.replace(listed, source=source, license=terms)
     return _Task(folder, listed, pseudonyms.pseudonym(key, "image", listed.image_id), patient, aside)
-
-
-def _harmless(text: str) -> str:
-    """Free text for a table that people open: no spreadsheet takes it for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 # ---- going on where a killed ingest was ------------------------------------------------------------------------------
@@ -227,40 +223,41 @@ def _unfinished(target: Path, plan: str) -> Iterator[Path]:
     """
     aside = target.with_name(f".{target.name}.unfinished")
     journal = aside / _JOURNAL
-    try:
-        aside.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _alone(aside, target.name):
+    with _alone(aside, target):
+        try:
             if not journal.is_file() or _header_of(journal) != plan:
                 for left in aside.iterdir():
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
                 (aside / collections.IMAGES_DIRECTORY).mkdir(mode=0o700)
                 journal.write_text(json.dumps(plan) + "\n", encoding="utf-8")
             yield aside
-    except _BusyError as error:
-        raise DataError(str(error)) from None
-    except OSError as error:
-        raise DataError(
-            f"{target} could not be written: {error.strerror or error}. Free some space and run the same again."
-        ) from error
-    except Exception:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        except OSError as error:
+            raise _not_written(target, error) from error
+        except Exception:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
 
-class _BusyError(Exception):
-    """Another process makes the same collection."""
+def _not_written(target: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{target} could not be written: {error.strerror or error}. Free some space and run the same again."
+    )
 
 
 @contextmanager
-def _alone(aside: Path, name: str) -> Iterator[None]:
-    """Hold the directory against other processes; a lock of a process that died is none."""
-    descriptor = os.open(aside, os.O_RDONLY)
+def _alone(directory: Path, target: Path) -> Iterator[None]:
+    """Make the directory and hold it against other processes; a lock of a process that died is none."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise _BusyError(f"another ingest of {name} is running. Wait for it, or end it and run this again.") from None
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise _not_written(target, error) from error
     try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = f"another ingest of {target.name} is running. Wait for it, or end it and run this again."
+            raise DataError(said) from None
         yield
     finally:
         os.close(descriptor)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from dr_platform.data.fundus import FieldOfView, Pixels, find_field_of_view, white_surround
+from dr_platform.config import QualityConfig
+from dr_platform.data.fundus import FieldOfView, Pixels, find_field_of_view, mean_over_seen, on_field, white_surround
 from dr_platform.errors import DataError
 
 Array = NDArray[Any]  # of 32-bit floats
@@ -48,28 +49,6 @@ class Quality:
     blue: float = 0.0
     inverted: bool = False  # a negative: blue outshines green and green red
     fundus_like: float = 0.0  # 0 to 1: see `_fundus_like`
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What a photograph must reach. Real ones pass: 40 of 40 of 512 pixels, 1,594 of 1,600 thumbnails of 28.
-
-    Focus and contrast are not judged below `detail_radius`: a thumbnail has no detail to lose. Of the 40, the least
-    focus is 0.54 and the least contrast 0.075; a blur of 2 pixels of 256 (a vessel's width) leaves a focus of about
-    0.33."""
-
-    min_radius: float = 10.0
-    min_coverage: float = 0.6
-    max_truncated: float = 0.3
-    min_exposure: float = 20.0
-    max_exposure: float = 200.0
-    max_dark: float = 0.35
-    max_bright: float = 0.15
-    min_focus: float = 0.35
-    min_contrast: float = 0.03
-    detail_radius: float = 60.0
-    min_fundus_like: float = 0.5
-    max_aspect: float = 2.0
 
 
 def measure(pixels: Pixels, fov: FieldOfView | None = None) -> Quality:
@@ -111,9 +90,9 @@ def measure(pixels: Pixels, fov: FieldOfView | None = None) -> Quality:
     )
 
 
-def judge(quality: Quality, thresholds: Thresholds | None = None) -> list[str]:
+def judge(quality: Quality, limits: QualityConfig | None = None) -> list[str]:
     """Why a photograph should not be used, each reason with the number found and the one needed; empty if fine."""
-    q, t = quality, thresholds or Thresholds()
+    q, t = quality, limits or QualityConfig()  # type: ignore[call-arg]  # mypy sees no default in Field(1.0)
     if not q.field_found:
         return ["no field of view is found; a lit disc on a dark or white surround is needed"]
     if q.inverted:
@@ -190,11 +169,11 @@ def _structure(green: NDArray[np.uint8], fov: FieldOfView) -> tuple[float, float
     """Focus, contrast, and the share of energy in the finest detail, of the field at up to 256 pixels across."""
     diameter = int(min(_DIAMETER, 2 * fov.radius))
     values, seen = _on_circle(green, fov, diameter)
-    flat = values - _blur(values, seen, diameter / 16)
+    flat = values - mean_over_seen(values, seen, diameter / 16)
     core = seen & (ndimage.distance_transform_edt(np.pad(seen, 1))[1:-1, 1:-1] > 3)
     if core.sum() < 16:
         return 0.0, 0.0, 1.0
-    blurred = {0.0: flat} | {sigma: _blur(flat, seen, sigma) for sigma in (1.0, 2.0, 4.0, 8.0)}
+    blurred = {0.0: flat} | {sigma: mean_over_seen(flat, seen, sigma) for sigma in (1.0, 2.0, 4.0, 8.0)}
     energy = {low: float(((blurred[low] - blurred[high])[core] ** 2).mean())
               for low, high in ((0.0, 1.0), (1.0, 2.0), (4.0, 8.0))}  # fmt: skip
     # Of the energy of white noise the finest band holds 0.761 and the next 0.036. What the finest holds is taken as
@@ -207,23 +186,10 @@ def _structure(green: NDArray[np.uint8], fov: FieldOfView) -> tuple[float, float
 
 def _on_circle(channel: NDArray[np.uint8], fov: FieldOfView, side: int) -> tuple[Array, NDArray[np.bool_]]:
     """A channel on the field's bounding square, [side, side], and which of its pixels are well within the field."""
-    height, width = channel.shape
-    left, top = fov.cx + 0.5 - fov.radius, fov.cy + 0.5 - fov.radius
-    pad = max(0, int(np.ceil(max(-left, -top, left + 2 * fov.radius - width, top + 2 * fov.radius - height))) + 1)
-    box = (left + pad, top + pad, left + pad + 2 * fov.radius, top + pad + 2 * fov.radius)
-    values = Image.fromarray(np.pad(channel, pad, mode="edge").astype(np.float32))
-    seen = Image.fromarray(np.pad(np.ones((height, width), np.float32), pad))
     # By area, which leaves white noise white: `_structure` counts on it.
-    values, seen = (im.resize((side, side), Image.Resampling.BOX, box=box) for im in (values, seen))
+    values, seen = on_field(channel, fov, side, Image.Resampling.BOX)
     centre = FieldOfView((side - 1) / 2, (side - 1) / 2, side / 2, 1.0)
-    return np.asarray(values), (np.asarray(seen) > 0.99) & _within((side, side), centre, _INSIDE)
-
-
-def _blur(values: Array, seen: NDArray[np.bool_], sigma: float) -> Array:
-    """Gaussian mean over what is seen (normalised convolution, Knutsson and Westin 1993)."""
-    weight = ndimage.gaussian_filter(seen.astype(np.float32), sigma, truncate=3, mode="constant")
-    summed = ndimage.gaussian_filter(np.where(seen, values, 0), sigma, truncate=3, mode="constant")
-    return summed / np.maximum(weight, 1e-3)
+    return values, seen & _within((side, side), centre, _INSIDE)
 
 
 def _fundus_like(red: float, green: float, blue: float, detail: float) -> float:

@@ -87,8 +87,7 @@ def screen(sources: Sequence[Source], config: PrepareConfig) -> Screening:
 def _faults(measured: Measurement, config: PrepareConfig) -> list[str]:
     reasons = []
     if config.quality.enabled:
-        limits = config.quality.model_dump(exclude={"enabled"})
-        reasons = quality.judge(measured.quality, quality.Thresholds(**limits))
+        reasons = quality.judge(measured.quality, config.quality)
     if config.rim_text == "leave-out" and measured.text:
         reasons.append(f"what looks like writing at the rim ({measured.text} found); none is allowed")
     return reasons

@@ -160,8 +160,8 @@ def safe_csv(header: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
     """
     lines = _Lines()
     writer = csv.writer(lines, lineterminator="\r\n")  # so that cells with either of them are quoted
-    writer.writerow([_harmless(name) for name in header])
-    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+    writer.writerow([harmless(name) for name in header])
+    writer.writerows([harmless(cell) for cell in row] for row in rows)
     return "".join(line.removesuffix("\r\n") + "\n" for line in lines).encode()
 
 
@@ -171,7 +171,8 @@ class _Lines(list[str]):
     write = list.append
 
 
-def _harmless(cell: object) -> object:
+def harmless(cell: object) -> object:
+    """The cell as no spreadsheet takes it for a formula; what is no text, or a number, is left as it is."""
     if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
         return cell
     harmless = _FORMULA.sub(r"\1'", cell)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from shared_data import FUNDUS_MINI, needs_photographs
+from table_mistakes import MISTAKES
 
 from dr_platform import files
 from dr_platform.data import collections
@@ -185,25 +186,7 @@ def test_a_palette_is_resolved(folder: Path) -> None:
 # ---- mistakes in the table -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("image_id,level\na,1\n", r"no column 'grade' for grade\. It has: image_id, level"),
-        ("name,grade\na,1\n", r"neither a column 'image_id' nor 'file'\. It has: name, grade"),
-        ("image_id,grade,grade\na,1,1\n", "two columns 'grade'"),
-        ("image_id,grade\na,1\nb,2\n\na,1\n", "row 5: image_id 'a' is in row 2 already"),
-        ("image_id,file,grade\nx,a.png,1\ny,a.png,1\n", r"row 3: file 'a\.png' is in row 2 already"),
-        ("image_id,grade\na,1\nb,5\n", "row 3: grade is '5'; accepted are 0, 1, 2, 3, 4"),
-        ("image_id,grade\na,mild\n", "row 2: grade is 'mild'"),
-        ("image_id,grade\na,1.5\n", r"row 2: grade is '1\.5'"),
-        ("image_id,grade,eye\na,1,both\n", "row 2: eye is 'both'; accepted are left, right"),
-        ("image_id,grade\n,1\n", "row 2: no image_id and no file"),
-        ("image_id,grade\na,1,surplus\n", "row 2 has 3 fields, the header 2"),
-        ('image_id,grade\n"a,1\n', "not CSV"),
-        ("image_id,grade\n", "no rows"),
-        ("", "is empty"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), MISTAKES)
 def test_a_mistake_in_the_table_is_named_and_nothing_is_written(text: str, message: str, folder: Path) -> None:
     with pytest.raises(DataError, match=message) as caught:
         take(folder, table(folder, text))

@@ -14,6 +14,7 @@ import openpyxl
 import pytest
 import xlwt
 from PIL import Image
+from table_mistakes import MISTAKES
 
 from dr_platform.data.layouts import LAYOUTS, ColumnMap, Options, list_images, read_mapping, recognise, save_mapping
 from dr_platform.data.listing import Listed, Listing
@@ -817,25 +818,7 @@ def test_csv_columns_may_have_other_names_and_the_table_any_form(tmp_path: Path)
     assert found == [("a", "a.png", 3, "p1", "right"), ("b", "b.jpg", None, "p1", "left")]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("image_id,level\na,1\n", r"no column 'grade' for grade\. It has: image_id, level"),
-        ("name,grade\na,1\n", r"neither a column 'image_id' nor 'file'\. It has: name, grade"),
-        ("image_id,grade,grade\na,1,1\n", "two columns 'grade'"),
-        ("image_id,grade\na,1\nb,2\n\na,1\n", "row 5: image_id 'a' is in row 2 already"),
-        ("image_id,file,grade\nx,a.png,1\ny,a.png,1\n", r"row 3: file 'a\.png' is in row 2 already"),
-        ("image_id,grade\na,1\nb,5\n", "row 3: grade is '5'; accepted are 0, 1, 2, 3, 4"),
-        ("image_id,grade\na,1.5\n", r"row 2: grade is '1\.5'"),
-        ("image_id,grade\na,.0\n", r"row 2: grade is '\.0'"),
-        ("image_id,grade,eye\na,1,both\n", "row 2: eye is 'both'; accepted are left, right"),
-        ("image_id,grade\n,1\n", "row 2: no image_id and no file"),
-        ("file,grade\n/,1\n", "row 2: file is '/', which names no file"),
-        ("image_id,grade\na,1,surplus\n", "row 2 has 3 fields, the header 2"),
-        ("image_id,grade\n", "no rows"),
-        ("", "is empty"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), MISTAKES)
 def test_csv_mistakes_keep_their_messages(text: str, message: str, tmp_path: Path) -> None:
     refused(message, own_csv(tmp_path).text("labels.csv", text), "csv")
 

@@ -10,9 +10,10 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from shared_data import FUNDUS_MINI, needs_photographs
 
+from dr_platform.config import QualityConfig
 from dr_platform.data.phantom import phantom
 from dr_platform.data.phantom_scene import DEFAULT_GRADES, sample_scene
-from dr_platform.data.quality import Quality, Thresholds, judge, measure, normalise_laterality
+from dr_platform.data.quality import Quality, judge, measure, normalise_laterality
 from dr_platform.errors import DataError
 
 SIDE = 256
@@ -178,7 +179,7 @@ def test_every_reason_has_the_number_found_and_the_one_needed() -> None:
 
 def test_thresholds_of_a_site_are_used() -> None:
     quality = measure(phantom(5, 0, 256).image)
-    assert judge(quality, Thresholds(min_radius=500)) == [
+    assert judge(quality, QualityConfig(min_radius=500)) == [
         f"the field's radius is {quality.radius:.0f} px; at least 500 px is needed"
     ]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from collection_rows import collection_record, image_row
 
-from dr_platform.config import PrepareConfig, QualityConfig
-from dr_platform.data import duplicates, quality
+from dr_platform.config import PrepareConfig
+from dr_platform.data import duplicates
 from dr_platform.data.collections import ImageRow
 from dr_platform.data.measurements import Measurement
 from dr_platform.data.quality import Quality
@@ -66,9 +66,7 @@ def test_what_is_poor_is_left_out_with_the_number_found_and_the_one_needed() -> 
     assert not screen([dark], config(quality={"min_exposure": 4.0})).left_out
 
 
-def test_the_limits_of_params_are_those_of_the_measurements() -> None:
-    limits = QualityConfig().model_dump(exclude={"enabled"})  # type: ignore[call-arg]
-    assert quality.Thresholds(**limits) == quality.Thresholds()
+def test_copies_are_told_from_the_likeness_that_was_measured_as_theirs() -> None:
     assert config().near_duplicates == duplicates.THRESHOLD
 
 
