@@ -68,3 +68,13 @@ def test_the_digest_of_a_directory_follows_names_and_bytes(tmp_path):
     assert files.content_digest(tmp_path) == before
     (tmp_path / "a").rename(tmp_path / "b")
     assert files.content_digest(tmp_path) != before
+
+
+@pytest.mark.parametrize("place", ["/", "there", "missing/below-a-file"], ids=["root", "directory", "below a file"])
+def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(place, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "missing").write_text("a file")
+    with pytest.raises(OSError, match=r"directory|exists") as caught:
+        files.write_bytes(tmp_path / place, b"content")
+    assert "partial" not in str(caught.value.filename)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["missing", "there"]
