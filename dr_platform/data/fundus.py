@@ -29,6 +29,7 @@ _TRIES = 200  # circles through three border points; with half of the points out
 _JURY = 300  # border points that vote on each of them
 _TOLERANCE = 0.02  # of the radius: how near a border point lies to a circle that it supports
 _MIN_SUPPORT = 0.45  # share of border points on the circle; the two chords of a cut field take up to half
+_BETTER = 0.02  # by which the support of a later threshold's circle must be larger
 _MIN_CONTRAST = 12  # grey levels between dark and lit, five times the noise of a dark photograph
 _WHITE = 225  # darkest channel of a white corner; no retina is that pale in blue
 
@@ -53,21 +54,28 @@ def find_field_of_view(image: Pixels) -> FieldOfView:
     factor = -(-max(height, width) // _WORKING_SIDE)
     small = np.asarray(Image.fromarray(image).reduce(factor)) if factor > 1 else image
     white = white_surround(small)
-    grey = np.where(white, 0, small.max(axis=2)).astype(np.float64)  # the brightest channel: red, nearly always
+    grey = np.where(white, np.uint8(0), brightest(small))
     dark, lit = _dark_level(grey), float(np.percentile(grey, 95))
     if lit - dark < _MIN_CONTRAST:
         raise DataError(f"no field of view: brightness runs from {dark:.0f} to {lit:.0f}. Give a lit disc on black.")
-    smooth = ndimage.median_filter(grey, 3)  # single hot pixels
+    smooth = ndimage.median_filter(grey, 3).astype(np.float64)  # without single hot pixels
     best: tuple[float, FieldOfView] | None = None
     for level in _LEVELS:
         found = _fit(smooth, dark, dark + level * (lit - dark))
-        if found and (best is None or found[0] > best[0] + 0.02):
+        if found and (best is None or found[0] > best[0] + _BETTER):
             best = found
+        if best and best[0] + _BETTER >= 1:
+            break  # no other can win: support is a share
     if best is None:
         raise DataError("no field of view: the lit part has no circular border. Give a lit disc on black.")
     fov = best[1]
     scale, shift = float(factor), (factor - 1) / 2
     return FieldOfView(fov.cx * scale + shift, fov.cy * scale + shift, fov.radius * scale, fov.coverage)
+
+
+def brightest(image: Pixels) -> Pixels:
+    """The brightest channel of each pixel, [H, W] of [H, W, 3]: red, nearly always."""
+    return np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
 
 
 def white_surround(image: Pixels) -> NDArray[np.bool_]:
@@ -164,7 +172,7 @@ def _box(image: Pixels, fov: FieldOfView) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def _dark_level(grey: Floats) -> float:
+def _dark_level(grey: Pixels) -> float:
     """Brightness outside the field: the darkest corner, averaged over a patch against noise."""
     side = max(2, min(grey.shape) // 32)
     corners = (grey[y, x] for y in (slice(side), slice(-side, None)) for x in (slice(side), slice(-side, None)))
@@ -187,9 +195,9 @@ def _fit(grey: Floats, dark: float, threshold: float) -> tuple[float, FieldOfVie
         return None
     (cx, cy, radius), support = circle
     y, x = np.ogrid[: grey.shape[0], : grey.shape[1]]
-    inside = np.hypot(x - cx, y - cy) <= radius
-    coverage = min(1.0, float((lit & inside).sum() / (np.pi * radius**2)))
-    outside = (lit & (np.hypot(x - cx, y - cy) > 1.03 * radius + 1)).sum() / lit.sum()
+    away = (x - cx) ** 2 + (y - cy) ** 2
+    coverage = min(1.0, float((lit & (away <= radius**2)).sum() / (np.pi * radius**2)))
+    outside = (lit & (away > (1.03 * radius + 1) ** 2)).sum() / lit.sum()
     if support < _MIN_SUPPORT or coverage < 0.5 or outside > 0.05 or radius < 0.2 * min(grey.shape):
         return None
     return support, FieldOfView(cx, cy, radius, coverage)

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from dr_platform.config import QualityConfig
-from dr_platform.data.fundus import FieldOfView, Pixels, find_field_of_view, mean_over_seen, on_field, white_surround
+from dr_platform.data.fundus import FieldOfView, Pixels, brightest, find_field_of_view, mean_over_seen, on_field, white_surround
 from dr_platform.errors import DataError
 
 Array = NDArray[Any]  # of 32-bit floats
@@ -69,7 +69,8 @@ def measure(pixels: Pixels, fov: FieldOfView | None = None) -> Quality:
     colours = small[_within(small.shape[:2], fov, _INSIDE) & ~white_surround(small)]
     if not len(colours):
         return Quality(field_found=False, aspect=width / height)
-    red, green, blue = (float(c) for c in colours.mean(axis=0))
+    red, green, blue = (float(channel) for channel in colours.mean(axis=0))
+    middle, most = _two_brightest(colours)
     focus, contrast, detail = _structure(small[..., 1], fov)
     return Quality(
         field_found=True,
@@ -77,9 +78,9 @@ def measure(pixels: Pixels, fov: FieldOfView | None = None) -> Quality:
         radius=fov.radius * factor,
         coverage=fov.coverage,
         truncated=_truncated(small, fov),
-        exposure=float((colours @ np.array([0.299, 0.587, 0.114])).mean()),
-        dark=float((colours.max(axis=1) <= _DARK).mean()),
-        bright=float((np.median(colours, axis=1) >= _BRIGHT).mean()),
+        exposure=0.299 * red + 0.587 * green + 0.114 * blue,
+        dark=float((most <= _DARK).mean()),
+        bright=float((middle >= _BRIGHT).mean()),
         focus=focus,
         contrast=contrast,
         red=red,
@@ -144,13 +145,20 @@ def _check(image: Pixels) -> None:
 
 def _within(shape: tuple[int, ...], fov: FieldOfView, share: float) -> NDArray[np.bool_]:
     y, x = np.ogrid[: shape[0], : shape[1]]
-    return np.hypot(x - fov.cx, y - fov.cy) <= share * fov.radius
+    return (x - fov.cx) ** 2 + (y - fov.cy) ** 2 <= (share * fov.radius) ** 2
+
+
+def _two_brightest(colours: Pixels) -> tuple[Pixels, Pixels]:
+    """The middle and the largest of each pixel's three channels, [n, 3]."""
+    a, b, c = np.ascontiguousarray(colours.T)
+    lower, higher = np.minimum(a, b), np.maximum(a, b)
+    return np.maximum(lower, np.minimum(higher, c)), np.maximum(higher, c)
 
 
 def _truncated(image: Pixels, fov: FieldOfView) -> float:
     """Share of the circle's area beyond the sensor: outside the picture, or in the black bands some cameras add."""
-    grey = image.max(axis=2).astype(np.float32)
-    dark, lit = float(np.percentile(grey, 1)), float(np.percentile(grey, 95))
+    grey = brightest(image)
+    dark, lit = (float(level) for level in np.percentile(grey, (1, 95)))
     bright = (grey > dark + _LIT * (lit - dark)) & _within(grey.shape, fov, 1.0)
     line = (np.arange(200) + 0.5) / 100 - 1
     kept = []
