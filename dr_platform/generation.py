@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from dr_platform import __version__, checkpoint, files, grid, published, road, sampling
+from dr_platform import __version__, checkpoint, files, pictures, published, road, sampling
 from dr_platform.errors import ConfigError
 from dr_platform.gan import Generator, kernels
+from dr_platform.records import Visibility, licences_in_words
 from dr_platform.road import Project
 
 _BATCH = 16
@@ -57,6 +57,8 @@ def generate(
     if not -2 <= psi <= 2:
         raise ConfigError(f"--psi is {psi}. Use a number from 0 (the average image) to 1 (no truncation).")
     generator, provenance = load(project, model, grade)
+    visibility: Visibility = "public" if provenance["Visibility"] == "public" else "proprietary"
+    said = {**provenance, "psi": f"{psi:g}"}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -67,17 +69,20 @@ def generate(
         part = seeds[start : start + _BATCH]
         images = sampling.sample_images(generator, part, psi=psi, batch=_BATCH)
         for seed, image in zip(part, images, strict=True):
-            content = grid.png_bytes(Image.fromarray(image), **provenance, seed=str(seed), psi=f"{psi:g}")
+            drawn = pictures.Generated(image[None], (provenance["Licence"],), visibility)
+            content = pictures.single_png(drawn, "everyone", {**said, "seed": str(seed)})
             files.write_bytes(out / f"seed{seed:010d}.png", content)
         if len(first) < _SHEET_IMAGES:
             first.extend(images[: _SHEET_IMAGES - len(first)])
         advance(start + len(part), len(seeds))
-    sheet = grid.contact_sheet(
-        np.stack(first),
+    sheet = pictures.sheet_png(
+        pictures.Generated(np.stack(first), (provenance["Licence"],), visibility),
+        "everyone",
         scale=max(1, _SHEET_PIXELS // generator.img_resolution),
         captions=[f"seed {seed}" for seed in seeds[: len(first)]],
+        said=said,
     )
-    files.write_bytes(out / "contact-sheet.png", grid.png_bytes(sheet, **provenance, psi=f"{psi:g}"))
+    files.write_bytes(out / "contact-sheet.png", sheet)
     return len(seeds)
 
 
@@ -85,9 +90,11 @@ def load(project: Project, model: str, grade: int | None = None) -> tuple[Genera
     """A model's generator, ready to draw, and what is known of where it comes from; arguments as for `generate`."""
     kernels.set_enabled(project.params.site.triton)
     parent = None
+    visibility, licences = "public", list[str]()
     if (Path(model) / checkpoint.RECORD_FILE).is_file():
         record, generator = road.read_model(Path(model))
         name, weights, parent = record.run, record.files[checkpoint.GENERATOR_FILE].sha256, record.parent
+        visibility, licences = record.visibility, [source.license for source in record.sources]
         if grade is not None:
             road.draw_grade(generator, record.classes or (record.grade,), grade)
     elif road.is_imported(project, model):
@@ -96,12 +103,14 @@ def load(project: Project, model: str, grade: int | None = None) -> tuple[Genera
         name = f"{published.IMPORTS}/{road.import_directory(project, model).name}"
         weights, parent = imported.files[published.GENERATOR_FILE].sha256, model
     else:
-        name, weights, generator = road.read_registered(project, model, grade)
-        parent = name
-    licence = road.inherited_licence(project, parent)
+        found = road.read_registered(project, model, grade)
+        name, weights, generator, parent = found.name, found.weights_sha256, found.generator, found.name
+        visibility, licences = found.visibility, [found.licence]
+    inherited = road.inherited_licence(project, parent)
     return generator, {
         "Software": f"dr_platform {__version__}",
         "Model": name,
         "Weights_SHA256": weights,
-        **({"Licence": licence} if licence else {}),
+        "Visibility": visibility,
+        "Licence": licences_in_words([*licences, *([inherited] if inherited else [])]),
     }

@@ -1,13 +1,14 @@
-"""Contact sheets: many small pictures on one, in reading order. Pure: arrays in, a Pillow image out."""
+"""Contact sheets: many small pictures on one, in reading order. Pure: arrays in, a Pillow image out.
+
+For `pictures` alone, which knows who may see what.
+"""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
 _GAP_PX = 2
 _CAPTION_PX = 14
@@ -46,16 +47,6 @@ def contact_sheet(
         if captions is not None:
             _write(sheet, captions[index], corner[0], corner[1] + height, width)
     return sheet
-
-
-def png_bytes(picture: Image.Image, **provenance: str) -> bytes:
-    """A generated picture as PNG that says in its text chunks that it is synthetic, and whatever else is known."""
-    text = PngInfo()
-    for key, value in {"Synthetic": "yes: drawn by a generative model, shows no person", **provenance}.items():
-        text.add_text(key.replace("_", "-"), value)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", pnginfo=text)
-    return buffer.getvalue()
 
 
 def _write(sheet: Image.Image, text: str, left: int, top: int, width: int) -> None:

@@ -7,6 +7,7 @@ raw images -prepare-> Manifest, ShardIndex -train-> Checkpoint -evaluate-> EvalR
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -22,6 +23,11 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 def stricter(*labels: Visibility) -> Visibility:
     """The visibility of something made from all of these: proprietary as soon as one is."""
     return "proprietary" if "proprietary" in labels else "public"
+
+
+def licences_in_words(licences: Iterable[str]) -> str:
+    """Licences as one text, each once."""
+    return "; ".join(sorted({licence or "not stated" for licence in licences})) or "not stated"
 
 
 class Record(BaseModel):
@@ -300,6 +306,7 @@ class EvalReport(Record):
     grade: int
     resolution: int
     visibility: Visibility
+    licence: str = Field("not stated", description="Of the images trained on.")
     data_sha256: Digest
     reference: str = Field(description="Which real images, such as 'train, 480 images'.")
     reference_sha256: Digest

@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING
 from dr_platform import checkpoint, files
 from dr_platform.config import Params, Visibility, load_params
 from dr_platform.errors import CheckpointError, ConfigError, RegistryError
-from dr_platform.records import Checkpoint, Collection, Decision, EvalReport, Imported, Manifest, Registration, Tick
+from dr_platform.records import (
+    Checkpoint,
+    Collection,
+    Decision,
+    EvalReport,
+    Imported,
+    Manifest,
+    Registration,
+    Tick,
+    licences_in_words,
+)
 
 if TYPE_CHECKING:
     from dr_platform.gan import Generator
@@ -209,19 +219,22 @@ def measure(project: Project, directory: Path, advance: Advance = lambda done, t
         weights_dir=project.weights,
         cache_dir=project.cache / "features",
         device=next(generator.parameters()).device,
+        real_labels=images.labels,
         progress=advance,
     )
 
 
 def evaluate(project: Project, advance: Advance = lambda done, total: None) -> EvalReport:
     """Stage `evaluate`: the report of the model, its numbers for `dvc metrics`, and a grid of samples."""
-    from dr_platform import grid, sampling
+    from dr_platform import pictures, sampling
 
     report = measure(project, project.model, advance)
-    _, generator = read_model(project.model)
+    record, generator = read_model(project.model)
     samples = sampling.sample_images(generator, list(_SAMPLE_SEEDS))
-    sheet = grid.contact_sheet(samples, columns=8, scale=max(1, 96 // report.resolution))
-    files.write_bytes(project.results / "samples.png", grid.png_bytes(sheet, Run=report.run))
+    drawn = pictures.generated(samples, record.visibility, record.sources)
+    scale = max(1, 96 // report.resolution)
+    sheet = pictures.sheet_png(drawn, "everyone", columns=8, scale=scale, said={"Run": report.run})
+    files.write_bytes(project.results / "samples.png", sheet)
     files.write_json(project.results / "metrics.json", {metric.name: metric.value for metric in report.metrics})
     report.write(project.results / REPORT_FILE)
     return report
@@ -323,8 +336,19 @@ def draw_grade(generator: Generator, classes: Sequence[int], grade: int) -> None
         generator.mapping.default_class = list(classes).index(grade)
 
 
-def read_registered(project: Project, model: str, grade: int | None = None) -> tuple[str, str, Generator]:
-    """A registered generator by NAME (its champion) or NAME/VERSION: 'NAME/3', its weights' SHA-256, and the network.
+@dataclass(frozen=True)
+class Registered:
+    """A registered generator, ready to draw, with the labels of what it was trained on."""
+
+    name: str  # NAME/VERSION
+    weights_sha256: str
+    generator: Generator
+    visibility: Visibility
+    licence: str
+
+
+def read_registered(project: Project, model: str, grade: int | None = None) -> Registered:
+    """A registered generator by NAME (its champion) or NAME/VERSION.
 
     grade: which one a conditional generator draws; None: that which it was registered for.
 
@@ -344,7 +368,9 @@ def read_registered(project: Project, model: str, grade: int | None = None) -> t
         generator = restore_generator(Generator(**loaded.init_kwargs), safetensors.torch.load_file(loaded.weights))
         if grade is not None or loaded.classes:
             draw_grade(generator, loaded.classes or (loaded.grade,), loaded.grade if grade is None else grade)
-        return f"{name}/{number}", files.sha256_file(loaded.weights), generator
+        visibility: Visibility = "public" if loaded.visibility == "public" else "proprietary"
+        licence = loaded.tags.get("licenses", licences_in_words(()))
+        return Registered(f"{name}/{number}", files.sha256_file(loaded.weights), generator, visibility, licence)
 
 
 def restore_generator(generator: Generator, weights: dict) -> Generator:

@@ -44,12 +44,15 @@ def test_a_registered_model_of_one_grade_is_not_drawn_as_another(tmp_path, monke
     generator = Generator(**small)
     weights = tmp_path / "generator.safetensors"
     safetensors.torch.save_file(generator.state_dict(), weights)
-    loaded = SimpleNamespace(init_kwargs=generator.init_kwargs, weights=weights, classes=(), grade=1)
+    loaded = SimpleNamespace(
+        init_kwargs=generator.init_kwargs, weights=weights, classes=(), grade=1, visibility="public", tags={}
+    )
     tracker = SimpleNamespace(resolve=lambda name, wanted: 3, load_generator=lambda *arguments: loaded)
     monkeypatch.setattr(road.Project, "tracker", lambda project: tracker)
     project = road.Project(tmp_path, load_params(Path(__file__).parents[1]))
     for grade in (None, 1):
-        name, _, drawn = road.read_registered(project, "model/3", grade)
-        assert (name, drawn.mapping.default_class) == ("model/3", None)
+        found = road.read_registered(project, "model/3", grade)
+        assert (found.name, found.generator.mapping.default_class) == ("model/3", None)
+        assert (found.visibility, found.licence) == ("public", "not stated")
     with pytest.raises(ConfigError, match="draws grades 1, but grade 3 was asked for"):
         road.read_registered(project, "model/3", 3)

@@ -78,5 +78,4 @@ def export_onnx(
     error = onnx_model.write(generator, onnx, provenance, batch)
     console.result(f"{onnx}: {batch} x {generator.img_resolution} px, opset {onnx_model.OPSET}")
     console.say(f"onnxruntime against torch: largest relative error {error:.1e}, at most {onnx_model.MOST_ERROR:g}")
-    if "Licence" in provenance:
-        console.say(provenance["Licence"])
+    console.say(f"Trained on {provenance['Visibility']} images; licence: {provenance['Licence']}")

@@ -21,7 +21,7 @@ from dr_platform import files
 from dr_platform.data import manifest, shards
 from dr_platform.data.manifest import ManifestRow, Split
 from dr_platform.errors import DataError
-from dr_platform.records import Manifest, ShardIndex, TrainedOn, Visibility, stricter
+from dr_platform.records import Manifest, ShardIndex, TrainedOn, Visibility, licences_in_words, stricter
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,12 @@ class ImageSet:
     def has_both_eyes(self) -> bool:
         """Whether left and right eyes are known to be among the images, so that a mirrored eye is a plausible one."""
         return {"left", "right"} <= {row.eye for row in self.rows}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Who may see the images, and under which licences they were given: what goes along with all made of them."""
+        licences = licences_in_words(source.license for source in sources_of(self.rows))
+        return {"visibility": self.visibility, "licence": licences}
 
     def pixels_near(self, device: torch.device) -> Tensor:
         """uint8 [n, R, R, 3], to draw batches from: on `device` if they take no more than half of its free memory."""

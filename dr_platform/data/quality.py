@@ -17,7 +17,15 @@ from PIL import Image
 from scipy import ndimage
 
 from dr_platform.config import QualityConfig
-from dr_platform.data.fundus import FieldOfView, Pixels, brightest, find_field_of_view, mean_over_seen, on_field, white_surround
+from dr_platform.data.fundus import (
+    FieldOfView,
+    Pixels,
+    brightest,
+    find_field_of_view,
+    mean_over_seen,
+    on_field,
+    white_surround,
+)
 from dr_platform.errors import DataError
 
 Array = NDArray[Any]  # of 32-bit floats

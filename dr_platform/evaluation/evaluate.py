@@ -8,7 +8,7 @@ at psi 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,13 +44,14 @@ def evaluate(
     device: torch.device | str = "cpu",
     labels: np.ndarray | None = None,
     split: str = "train",
+    real_labels: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> records.EvalReport:
     """FID, KID, EQ-T (integer and fractional) and EQ-R of a checkpoint's averaged generator.
 
     generator: the EMA weights; moved to `device`. real: uint8 [n, R, R, 3], all prepared images of `split`, with their
     content's digest. labels: [n, c_dim] of the real images, for a conditional generator; each generated image takes
-    the label of one. cache_dir keeps features of the real images and is made private.
+    the label of one. cache_dir keeps features of the real images, with `real_labels`, and is made private.
     Raises EvaluationError for too few or unfit images, weights of an extractor that cannot be had, or a generator whose
     images are not finite.
     """
@@ -58,7 +59,7 @@ def evaluate(
     generator = generator.to(device)
     extractor = choose_extractor(config.extractor, weights_dir=weights_dir, device=device)
     advance = _meter(progress, len(real) + config.images + _PASSES * config.equivariance_images)
-    real_features = extract_cached(real, real_sha256, extractor, cache_dir, batch=config.batch)
+    real_features = extract_cached(real, real_sha256, extractor, cache_dir, batch=config.batch, labels=real_labels)
     advance(len(real))
     fake_features = generated_features(generator, extractor, config, labels=labels, advance=advance)
     distances = _distances(real_features, fake_features, extractor, config)
@@ -70,6 +71,7 @@ def evaluate(
         grade=checkpoint.grade,
         resolution=checkpoint.resolution,
         visibility=checkpoint.visibility,
+        licence=records.licences_in_words(source.license for source in checkpoint.sources),
         data_sha256=checkpoint.data_sha256,
         reference=f"{split}, {len(real)} images",
         reference_sha256=real_sha256,

@@ -16,7 +16,7 @@ import io
 import logging
 import os
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -156,9 +156,17 @@ def extract(images: np.ndarray | Iterable[np.ndarray], extractor: FeatureExtract
 
 
 def extract_cached(
-    images: np.ndarray, data_sha256: str, extractor: FeatureExtractor, cache_dir: Path, *, batch: int = 32
+    images: np.ndarray,
+    data_sha256: str,
+    extractor: FeatureExtractor,
+    cache_dir: Path,
+    *,
+    batch: int = 32,
+    labels: Mapping[str, str] | None = None,
 ) -> np.ndarray:
     """`extract(images, extractor)`, computed once per content: the file is named by data digest, count and extractor.
+
+    labels: what the file says of the images besides: who may see them, and under which licences they were given.
 
     A kept file is used only if its own digest is right; a damaged one is logged and replaced. That a file cannot be
     kept (a full disk, say) is logged and does no harm.
@@ -174,7 +182,9 @@ def extract_cached(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         cache_dir.chmod(0o700)
-        content = safetensors.numpy.save({"features": features}, metadata={"sha256": _digest(features)})
+        content = safetensors.numpy.save(
+            {"features": features}, metadata={**(labels or {}), "sha256": _digest(features)}
+        )
         files.write_bytes(path, content)
     except OSError as error:
         _log.warning("features of the real images could not be kept in %s: %s", cache_dir, error.strerror or error)

@@ -15,7 +15,7 @@ from mlflow import types
 from mlflow.models import Model, ModelSignature
 
 from dr_platform import files
-from dr_platform.records import Checkpoint, EvalReport
+from dr_platform.records import Checkpoint, EvalReport, licences_in_words
 
 MODEL_NAME = "generator"
 WEIGHTS, DESCRIPTION = "generator.safetensors", "generator.json"
@@ -94,7 +94,7 @@ def checkpoint_tags(checkpoint: Checkpoint) -> dict[str, str]:
         "train_images": str(checkpoint.train_images),
         "visibility": checkpoint.visibility,
         "trained_on": sources_in_words(checkpoint),
-        "licenses": "; ".join(sorted({source.license or "not stated" for source in checkpoint.sources})),
+        "licenses": licences_in_words(source.license for source in checkpoint.sources),
         **({"parent": checkpoint.parent} if checkpoint.parent else {}),
     }
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dr_platform import checkpoint, sampling
+from dr_platform import checkpoint, pictures, sampling
 from dr_platform.config import TrainConfig
 from dr_platform.data import partition
 from dr_platform.data.loader import ImageSet
@@ -84,7 +84,7 @@ def train(job: Job, state: TrainingState, images: ImageSet, group: Group, report
     past = read_ticks(job.run_directory) if group.is_first else ()
     monitor = health.Monitor(config, images.images, len(_GRID_SEEDS), past)
     if state.step == 0:
-        _draw_samples(state, group, reporter, monitor)
+        _draw_samples(job, state, group, reporter, monitor)
 
     while state.step < job.steps_total:
         # One step: the phases, the average of G, the counters.
@@ -103,7 +103,7 @@ def train(job: Job, state: TrainingState, images: ImageSet, group: Group, report
         tick, ill = None, False
         if tick_ends:
             _look_for_leaks(state, batches, group, monitor)
-            tick = clock.tick(state, job.images_total, _draw_samples(state, group, reporter, monitor), due)
+            tick = clock.tick(state, job.images_total, _draw_samples(job, state, group, reporter, monitor), due)
             state.totals = {}
             tick, ill = _judged(tick, config, state, group, monitor)
             due = due or ill
@@ -261,7 +261,9 @@ def _judged(
     return tick.model_copy(update={"checkpoint": tick.checkpoint or ill}), ill
 
 
-def _draw_samples(state: TrainingState, group: Group, reporter: Reporter, monitor: health.Monitor) -> str | None:
+def _draw_samples(
+    job: Job, state: TrainingState, group: Group, reporter: Reporter, monitor: health.Monitor
+) -> str | None:
     if not group.is_first:
         return None
     generator, seeds = state.generator_ema, list(_GRID_SEEDS)
@@ -271,7 +273,8 @@ def _draw_samples(state: TrainingState, group: Group, reporter: Reporter, monito
     with watching(generator) as outputs:
         images = sampling.sample_images(generator, seeds, psi=1.0, batch=8, labels=labels)
     monitor.look(images, outputs)
-    return reporter.samples(f"images-{state.images_seen:09d}.png", images)
+    drawn = pictures.generated(images, job.describe["visibility"], job.describe.get("sources", ()))
+    return reporter.samples(f"images-{state.images_seen:09d}.png", drawn)
 
 
 def _look_for_leaks(state: TrainingState, batches: Batches, group: Group, monitor: health.Monitor) -> None:

@@ -25,6 +25,7 @@ from dr_platform.config import TrainConfig
 from dr_platform.data import partition
 from dr_platform.data.loader import ImageSet
 from dr_platform.gan import AdaptiveP
+from dr_platform.pictures import generated
 from dr_platform.records import Tick
 from dr_platform.training import health, loop
 from dr_platform.training.batches import Batches
@@ -242,7 +243,7 @@ def _fixed(task: Task, state: TrainingState, device: torch.device) -> Fixed:
 
         def report() -> None:
             monitor.look(pictures[-1], seen[-1])
-            reporter.samples("images.png", pictures[-1])
+            reporter.samples("images.png", generated(pictures[-1], "public"))
             reporter.tick(monitor.judge(_tick(), state.generator))
 
         def commit(root: Path) -> None:

@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dr_platform import files
-from dr_platform.grid import contact_sheet, png_bytes
+from dr_platform.pictures import Generated, sheet_png
 from dr_platform.records import Tick
 
 TICKS_FILE = "ticks.jsonl"
@@ -43,8 +40,8 @@ class Reporter(Protocol):
     def progress(self, progress: Progress) -> None:
         """Tell how far the training is; cheap, and may be called every step."""
 
-    def samples(self, name: str, images: NDArray[np.uint8]) -> str:
-        """Keep a grid of generated images [n, H, W, 3]; returns its path relative to the run directory."""
+    def samples(self, name: str, images: Generated) -> str:
+        """Keep a grid of generated images; returns its path relative to the run directory."""
 
     def tick(self, tick: Tick) -> None:
         """Report a tick."""
@@ -59,7 +56,7 @@ class SilentReporter:
     def progress(self, progress: Progress) -> None:
         """Not told on."""
 
-    def samples(self, name: str, images: NDArray[np.uint8]) -> str:
+    def samples(self, name: str, images: Generated) -> str:
         """Not kept."""
         return name
 
@@ -85,10 +82,10 @@ class DirectoryReporter:
         aside.write_text(json.dumps(progress.__dict__), encoding="utf-8")
         os.replace(aside, self._root / PROGRESS_FILE)
 
-    def samples(self, name: str, images: NDArray[np.uint8]) -> str:
+    def samples(self, name: str, images: Generated) -> str:
         """Draw the grid into `samples/NAME`."""
         path = self._root / "samples" / name
-        files.write_bytes(path, png_bytes(contact_sheet(images), Run=self._root.name))
+        files.write_bytes(path, sheet_png(images, "everyone", said={"Run": self._root.name}))
         return path.relative_to(self._root).as_posix()
 
     def tick(self, tick: Tick) -> None:

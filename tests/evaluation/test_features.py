@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from scipy.ndimage import gaussian_filter
 from shared_data import FUNDUS_MINI, needs_photographs
@@ -167,6 +168,14 @@ def test_kept_features_are_used_again(blobs: np.ndarray, small: FeatureExtractor
     first = extract_cached(blobs, DATA, small, tmp_path / "kept")
     unusable = dataclasses.replace(small, network=None)
     assert np.array_equal(extract_cached(blobs, DATA, unusable, tmp_path / "kept"), first)
+
+
+def test_labels_of_the_images_stand_in_the_kept_file(blobs, small, tmp_path):
+    extract_cached(blobs, DATA, small, tmp_path, labels={"visibility": "proprietary", "licence": "proprietary"})
+    (kept,) = tmp_path.glob("*.safetensors")
+    with safetensors.safe_open(kept, "np") as stream:
+        said = stream.metadata()
+    assert (said["visibility"], said["licence"]) == ("proprietary", "proprietary")
 
 
 def test_kept_features_are_private(blobs: np.ndarray, small: FeatureExtractor, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import csv
 import gzip
 import io
 import json
+import shutil
 import sqlite3
+import subprocess
 import sys
 import zipfile
 import zlib
@@ -26,7 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from scipy.signal import fftconvolve
-from small_project import make_project, run
+from small_project import ROOT, environment, make_project, run
 
 from dr_platform import grid, road
 from dr_platform.config import load_params
@@ -298,9 +300,8 @@ def test_the_private_remote_holds_what_the_public_one_does_not(walked):
 
 def test_a_grid_of_real_images_logged_as_an_artifact_is_found(walked, tmp_path):
     private = np.stack(private_pixels(walked.root))
-    sheet = grid.png_bytes(grid.contact_sheet(private, columns=4, scale=6))
     path = tmp_path / "reals.png"
-    path.write_bytes(sheet)
+    grid.contact_sheet(private, columns=4, scale=6).save(path)
     project = road.Project(walked.root, load_params(walked.root))
     tracker = project.tracker()
     before = walked.search.below(walked.root / "mlartifacts")
@@ -312,6 +313,32 @@ def test_a_grid_of_real_images_logged_as_an_artifact_is_found(walked, tmp_path):
         assert after == [f"{planted}: the mark"]
     finally:
         planted.unlink()
+
+
+HONEST_LINE = "    drawn = pictures.generated(images, "
+CARELESS_LINE = "    drawn = pictures.generated(monitor._images[:64], "
+
+
+def test_one_line_that_logs_a_real_grid_is_found(walked, tmp_path):
+    """The search is red if a single line of the training passes off real images as drawn ones."""
+    root = tmp_path / "careless"
+    shutil.copytree(walked.root, root, symlinks=True)
+    for name in ("dr_platform", "pipelines"):
+        (root / name).unlink()
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    loop = root / "dr_platform/training/loop.py"
+    assert loop.read_text().count(HONEST_LINE) == 1
+    loop.write_text(loop.read_text().replace(HONEST_LINE, CARELESS_LINE))
+    for name in ("models/dr1", "runs", "mlartifacts"):
+        shutil.rmtree(root / name)
+    (root / "mlflow.db").unlink()  # it knows where the first project's artifacts lie
+    command = (sys.executable, "-m", "pipelines.train")
+    run_of_it = {**environment(), "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=run_of_it, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = walked.search.below(root / "mlartifacts")
+    assert found
+    assert all(hit.endswith("png: the mark") for hit in found)
 
 
 def plant_zip(path: Path, image: np.ndarray) -> None:

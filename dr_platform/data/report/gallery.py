@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dr_platform.data import collections, manifest
 from dr_platform.data.collections import ImageRow, Progress
@@ -15,10 +13,10 @@ from dr_platform.data.fundus import standardise
 from dr_platform.data.report.facts import Picture
 from dr_platform.data.screening import Key, Source
 from dr_platform.errors import DataError
+from dr_platform.pictures import Audience, for_everyone, photographs, thumbnail_jpeg
 from dr_platform.records import Visibility
 
 _SIDE = 128  # of a picture, pixels
-_JPEG_QUALITY = 82
 
 
 def keyed(source: Source) -> list[tuple[Key, ImageRow]]:
@@ -35,8 +33,9 @@ def pseudonym(key: Key) -> str:
 class Gallery:
     """Small pictures of the images that may be shown."""
 
-    def __init__(self, raw_root: Path, shown: Iterable[Source], progress: Progress) -> None:
+    def __init__(self, raw_root: Path, shown: Iterable[Source], audience: Audience, progress: Progress) -> None:
         self._raw_root = raw_root
+        self._audience: Audience = audience
         self._rows = {key: row for source in shown for key, row in keyed(source)}
         self._progress = progress
         self._done = 0
@@ -56,17 +55,20 @@ class Gallery:
         return self._picture(key, pixels)
 
     def _pixels(self, key: Key) -> np.ndarray:
-        visibility: Visibility = "public" if key[0] == "public" else "proprietary"
-        directory = collections.collection_directory(self._raw_root, visibility, key[1])
+        directory = collections.collection_directory(self._raw_root, _visibility(key), key[1])
         return collections.read_image(directory, self._rows[key], smallest=2 * _SIDE)
 
     def _picture(self, key: Key, pixels: np.ndarray) -> Picture:
-        small = Image.fromarray(pixels)
-        small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-        stream = io.BytesIO()
-        small.save(stream, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+        row = self._rows[key]
+        photograph = photographs(pixels[None], _visibility(key), [row.license])
+        if self._audience == "site":
+            size, jpeg = thumbnail_jpeg(photograph, self._audience, _SIDE)
+        else:
+            size, jpeg = thumbnail_jpeg(for_everyone(photograph), "everyone", _SIDE)
         self._done += 1
         self._progress(self._done, self.total)
-        visibility: Visibility = "public" if key[0] == "public" else "proprietary"
-        grade = self._rows[key].grade
-        return Picture(pseudonym(key), key[1], visibility, grade, *small.size, stream.getvalue())
+        return Picture(pseudonym(key), key[1], _visibility(key), row.grade, *size, jpeg)
+
+
+def _visibility(key: Key) -> Visibility:
+    return "public" if key[0] == "public" else "proprietary"

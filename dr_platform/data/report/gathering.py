@@ -69,7 +69,7 @@ def collect(
     labels = set(VISIBILITIES if include_proprietary else VISIBILITIES[:1])
     shown = [source for source in sources if source.record.visibility in labels]
     mine = [(record, rows) for record, rows in prepared if record.visibility in labels]
-    gallery = Gallery(raw_root, shown, progress)
+    gallery = Gallery(raw_root, shown, "site" if include_proprietary else "everyone", progress)
     left_out = _left_out(shown, screened, bare=len(shown) < len(sources))
     every_pair = _distinct(screened.copies)
     copies = [copy for copy in every_pair if {copy.first[0], copy.second[0]} <= labels]
