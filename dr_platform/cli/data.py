@@ -32,6 +32,21 @@ def ingest(
     eye: Annotated[str, typer.Option(help="Column with the eye: left or right.")] = "eye",
     source: Annotated[str, typer.Option(help="Column with the source.")] = "source",
     license_: Annotated[str, typer.Option("--license", help="Column with the licence.")] = "license",
+    mapping: Annotated[
+        Path | None, typer.Option("--mapping", help="YAML that names the columns, as --save-mapping writes it.")
+    ] = None,
+    save_mapping: Annotated[
+        Path | None, typer.Option("--save-mapping", help="Keep the names of the columns for the next delivery.")
+    ] = None,
+    messidor_grades: Annotated[
+        str | None,
+        typer.Option(
+            "--messidor-grades", help="Messidor's 0-3 as ICDR, or as none: 0:0,1:1,2:none,3:none unless told."
+        ),
+    ] = None,
+    errata: Annotated[
+        Path | None, typer.Option("--errata", help="Messidor's corrections: image name, corrected grade, duplicate of.")
+    ] = None,
     terms: Annotated[str | None, typer.Option("--terms", help="What the owner allows, for every image.")] = None,
     key: Annotated[
         Path | None,
@@ -39,6 +54,7 @@ def ingest(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on the first image that cannot be used.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a collection of that name.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Take a delivery of graded photographs into the project and version it with DVC.
 
@@ -49,12 +65,13 @@ def ingest(
     Examples:
       drp data ingest ~/messidor --name messidor --visibility public
       drp data ingest ~/clinic --labels ~/clinic.csv --name clinic --visibility proprietary --grade dr_grade
+      drp data ingest ~/spring --labels ~/spring.csv --name spring --visibility proprietary --mapping ~/clinic.yaml
     """
     from dr_platform import lineage
+    from dr_platform.data import layouts as layouts_
     from dr_platform.data import pool, pseudonyms
     from dr_platform.data.ingest import ingest as take_in
-    from dr_platform.data.layouts import ColumnMap
-    from dr_platform.errors import ConfigError
+    from dr_platform.errors import ConfigError, StoppedError
     from dr_platform.road import Project
 
     console = Console()
@@ -65,32 +82,62 @@ def ingest(
             "--name phantom is that of the synthetic photographs, which `dvc repro` draws. Choose another."
         )
     project = Project.here()
-    columns = ColumnMap(
+    columns = layouts_.ColumnMap(
         image_id=image_id, file=file, grade=grade, patient_id=patient_id, eye=eye, source=source, license=license_
     )
+    if mapping is not None:
+        if columns != layouts_.ColumnMap():
+            raise ConfigError(
+                "--mapping names the columns already. Leave out the options that name them, or --mapping."
+            )
+        columns = layouts_.read_mapping(mapping)
+    options = layouts_.Options(
+        columns=columns if mapping is not None or columns != layouts_.ColumnMap() else None,
+        messidor_grades=layouts_.MESSIDOR_TO_ICDR if messidor_grades is None else _messidor(messidor_grades),
+        errata=errata,
+    )
     secret = None if visibility == "public" else pseudonyms.load_key(key, project.root)
-    with console.counting(f"ingest {name}", "images") as advance:
-        result = take_in(
-            delivery,
-            labels,
-            name,
-            visibility,  # type: ignore[arg-type]  # ingest says what it accepts
-            project.raw,
-            columns if columns != ColumnMap() else None,
-            layout=layout,
-            key=secret,
-            license=terms,
-            strict=strict,
-            replace=replace,
-            processes=pool.processes(),
-            progress=advance,
-        )
+    try:
+        with console.counting(f"ingest {name}", "images") as advance:
+            result = take_in(
+                delivery,
+                labels,
+                name,
+                visibility,  # type: ignore[arg-type]  # ingest says what it accepts
+                project.raw,
+                layout=layout,
+                options=options,
+                key=secret,
+                license=terms,
+                strict=strict,
+                replace=replace,
+                processes=pool.processes(),
+                progress=advance,
+            )
+    except KeyboardInterrupt:
+        raise StoppedError("what was taken so far is kept. The same command goes on with the rest.") from None
     try:
         lineage.track(project.root, result.directory, result.collection.visibility)
     except BaseException:
         # Unversioned, it would be outside of what keeps proprietary images apart.
         shutil.rmtree(result.directory, ignore_errors=True)
         raise
+    if save_mapping is not None:
+        layouts_.save_mapping(save_mapping, columns)
+    if as_json:
+        console.json(
+            {
+                "collection": result.collection.model_dump(mode="json"),
+                "layout": result.layout,
+                "reason": result.reason,
+                "notes": result.notes,
+                "not_used": result.rejected,
+                "without_grade": result.without_grade,
+                "without_patient": result.without_patient,
+                "report": str(result.report.relative_to(project.root)),
+            }
+        )
+        return
     console.say(f"Layout {result.layout}: {result.reason}")
     for note in result.notes:
         console.say(note)
@@ -102,6 +149,19 @@ def ingest(
         console.say(f"Pseudonyms by the key {pseudonyms.key_file(key)} ({secret.fingerprint}). Keep a copy of it")
     used = project.params.prepare.collections
     console.say("Next: dvc repro" if name in used else f"Next: drp data use {' '.join([*used, name])}; dvc repro")
+
+
+def _messidor(text: str) -> dict[int, int | None]:
+    """The mapping in `0:0,1:1,2:none,3:none`; the layout checks that each grade has its place."""
+    from dr_platform.errors import ConfigError
+
+    pairs = [pair.strip().partition(":") for pair in text.split(",")]
+    if not all(given in tuple("0123") and icdr in (*"01234", "none") for given, _, icdr in pairs):
+        raise ConfigError(
+            f"--messidor-grades is {text!r}. Give each of Messidor's grades 0 to 3 an ICDR grade or none, "
+            f"such as 0:0,1:1,2:none,3:none"
+        )
+    return {int(given): None if icdr == "none" else int(icdr) for given, _, icdr in pairs}
 
 
 @app.command()

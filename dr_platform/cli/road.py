@@ -267,6 +267,7 @@ def _transfer(console: Console, project: Project, targets: list[int], parent: st
 
 def _status(project: Project) -> dict[str, Any]:
     from dr_platform import lineage
+    from dr_platform.data import collections
     from dr_platform.records import EvalReport, Registration
     from dr_platform.road import REGISTRATION_FILE, REPORT_FILE
 
@@ -289,7 +290,13 @@ def _status(project: Project) -> dict[str, Any]:
                 "metrics": [metric.model_dump(mode="json") for metric in report.metrics],
             }
         )
-    return {"profile": project.params.profile, "data": lineage.data_versions(project.root), "models": models}
+    present = {each.name for each in collections.list_collections(project.raw)}
+    return {
+        "profile": project.params.profile,
+        "data": lineage.data_versions(project.root),
+        "missing": [name for name in project.params.prepare.collections if name not in present],
+        "models": models,
+    }
 
 
 def _show_status(console: Console, project: Project) -> None:
@@ -319,6 +326,9 @@ def _show_status(console: Console, project: Project) -> None:
                 metric["extractor"]["name"] if metric["extractor"] else "–",
             )
     console.show(models)
+    for name in state["missing"]:
+        remedy = "dvc repro phantom" if name == "phantom" else "drp data ingest, or drp data use"
+        console.say(f"prepare.collections names {name}, but there is no such collection. Run: {remedy}")
     if not state["models"]:
         console.say("No model yet. Run: dvc repro")
 

@@ -37,7 +37,6 @@ from dr_platform.data.collections import VISIBILITIES, ImageRow, Progress
 from dr_platform.data.containers import is_dicom
 from dr_platform.data.dicom import decode_dicom
 from dr_platform.data.duplicates import SIDE
-from dr_platform.data.layouts import ColumnMap
 from dr_platform.data.listing import Listed, Listing
 from dr_platform.data.measurements import Measurement, measure
 from dr_platform.data.pixels import UnusableImageError
@@ -100,9 +99,9 @@ def ingest(
     name: str,
     visibility: Visibility,
     raw_root: Path,
-    columns: ColumnMap | None = None,
     *,
     layout: str = "csv",
+    options: layouts.Options | None = None,
     key: pseudonyms.Key | None = None,
     license: str | None = None,
     strict: bool = False,
@@ -112,9 +111,9 @@ def ingest(
 ) -> IngestResult:
     """Make the collection `name` under `raw_root` from a delivered folder, zip or tar; see `layouts` for its tables.
 
-    labels: the table of layout csv, or one that other layouts take too. key: for pseudonyms of names; public
-    collections take the published one. license: in place of what the layout knows. strict: the first unusable image is
-    an error. replace: take the place of a collection of that name and visibility.
+    labels: the table of layout csv, or one that other layouts take too. options: what else a layout takes.
+    key: for pseudonyms of names; public collections take the published one. license: in place of what the layout knows.
+    strict: the first unusable image is an error. replace: take the place of a collection of that name and visibility.
     An ingest that was killed goes on where it was if it is asked for the same again.
     Raises DataError, with nothing written, for a mistake in a table, a name that is taken, or no usable image.
     """
@@ -126,7 +125,7 @@ def ingest(
     if key is None:
         raise DataError("a proprietary collection needs a key for its pseudonyms. Pass one: see pseudonyms.load_key")
     with _delivered(source, raw_root) as folder:
-        listing = layouts.list_images(folder, layout, labels=labels, columns=columns)
+        listing = layouts.list_images(folder, layout, labels=labels, options=options)
         with _unfinished(target, _plan_of(folder, listing, key, license)) as aside:
             tasks = [_task(folder, listed, key, license, aside) for listed in listing.images]
             gone = [task for task in tasks if task.patient_id in withdrawn]

@@ -24,7 +24,7 @@ from table_mistakes import MISTAKES
 from dr_platform import files
 from dr_platform.data import collections
 from dr_platform.data.ingest import ingest, report_file
-from dr_platform.data.layouts import ColumnMap
+from dr_platform.data.layouts import ColumnMap, Options
 from dr_platform.data.phantom import phantom
 from dr_platform.data.pixels import leftovers
 from dr_platform.data.pseudonyms import PUBLIC_KEY, Key, pseudonym
@@ -107,7 +107,7 @@ def test_the_same_folder_gives_the_same_bytes(folder: Path, tmp_path: Path) -> N
 
 def test_columns_may_have_other_names(folder: Path) -> None:
     labels = table(folder, "name,DR,subject,side\na.png,3.0,p1,OD\nb.jpg,,p1,left\n")
-    take(folder, labels, columns=ColumnMap(file="name", grade="DR", patient_id="subject", eye="side"))
+    take(folder, labels, options=Options(columns=ColumnMap(file="name", grade="DR", patient_id="subject", eye="side")))
     found = [(row.image_id, row.grade, row.patient_id, row.eye) for row in rows_of(folder)]
     patient = pseudonym(PUBLIC_KEY, "patient", "p1")
     assert found == [(named("a"), 3, patient, "right"), (named("b"), None, patient, "left")]
@@ -197,7 +197,7 @@ def test_a_mistake_in_the_table_is_named_and_nothing_is_written(text: str, messa
 
 def test_a_column_named_on_purpose_must_be_there(folder: Path) -> None:
     with pytest.raises(DataError, match="no column 'subject' for patient_id"):
-        take(folder, table(folder), columns=ColumnMap(patient_id="subject"))
+        take(folder, table(folder), options=Options(columns=ColumnMap(patient_id="subject")))
 
 
 def test_a_table_that_is_no_text_is_refused(folder: Path) -> None:
@@ -515,9 +515,9 @@ def test_a_name_has_one_visibility(folder: Path) -> None:
 @needs_photographs
 def test_real_photographs_get_in_whole_and_soon(tmp_path: Path) -> None:
     started = time.monotonic()
-    columns = ColumnMap(eye="laterality")
+    options = Options(columns=ColumnMap(eye="laterality"))
     labels, raw = FUNDUS_MINI / "labels.csv", tmp_path / "raw"
-    result = ingest(FUNDUS_MINI, labels, "fundus-mini", "public", raw, columns, strict=True, processes=2)
+    result = ingest(FUNDUS_MINI, labels, "fundus-mini", "public", raw, options=options, strict=True, processes=2)
     assert time.monotonic() - started < 200  # 15 s on two idle cores
     assert (result.collection.images, result.without_grade, result.without_patient) == (1640, 34, 1640)
     _, rows = collections.read_collection(result.directory)

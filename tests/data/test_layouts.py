@@ -431,11 +431,28 @@ def test_tables_may_be_utf_16_semicolons_and_crlf(case: str, tmp_path: Path) -> 
     assert list_images(tmp_path).images == before.images
 
 
-def test_nothing_recognised_lists_what_was_looked_for(tmp_path: Path) -> None:
-    Folder(tmp_path).pictures("a.png").text("readme.csv", "x,y\n1,2\n")
-    with pytest.raises(DataError, match="fits no layout") as caught:
-        list_images(tmp_path)
-    assert all(f"{layout.name}: {layout.looks_for}" in str(caught.value) for layout in LAYOUTS.values())
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"readme.csv": "x,y\n1,2\n"}, r"readme\.csv has the columns x, y; .* \(--grade, --image-id, --file\)"),
+        ({"labels.csv": ""}, r"labels\.csv is empty"),
+        ({"labels.csv": "image_id,grade\n\0\0,1\n"}, r"labels\.csv"),
+        ({}, r"holds 1 pictures and no table of its own\. Name the table of images with --labels"),
+        ({"a.csv": "x\n1\n", "b.csv": "y\n1\n"}, r"several tables: a\.csv, b\.csv\."),
+    ],
+)
+def test_where_nothing_fits_the_table_says_why(files: dict[str, str], message: str, tmp_path: Path) -> None:
+    folder = Folder(tmp_path).pictures("a.png")
+    for name, content in files.items():
+        folder = folder.text(name, content)
+    refused(message, folder)
+
+
+def test_csv_files_are_found_whatever_their_case(tmp_path: Path) -> None:
+    folder = (
+        Folder(tmp_path).pictures("A0.JPG", "sub/B1.Png").text("labels.csv", "file,grade\na0.jpg,1\nSub/b1.png,2\n")
+    )
+    assert [image.file for image in list_images(folder.root).images] == ["A0.JPG", "sub/B1.Png"]
 
 
 def test_a_table_of_ones_own_beside_a_published_one_does_not_hide_it(tmp_path: Path) -> None:

@@ -132,8 +132,24 @@ def _only(delivered: Delivery, labels: Path | None) -> tuple[str, str]:
     if fitting:
         said = "; ".join(f"{name}: {reason}" for name, reason in fitting)
         raise DataError(f"{delivered.directory} fits several layouts ({said}). Choose one, or give its part alone.")
-    said = "; ".join(f"{layout.name}: {layout.looks_for}" for layout in LAYOUTS.values())
-    raise DataError(f"{delivered.directory} fits no layout. Looked for were {said}. Choose one, or name a table.")
+    raise DataError(_why_none_fits(delivered))
+
+
+def _why_none_fits(delivered: Delivery) -> str:
+    """What a person sees who gave a folder that no layout knows. Raises DataError for a table that cannot be read."""
+    found, more = f"{delivered.directory} fits no layout:", "`drp data layouts` lists them."
+    tables = [table for table in delivered.tables if "/" not in table]
+    if len(tables) != 1:
+        held = f"several tables: {', '.join(tables)}" if tables else "no table of its own"
+        return (
+            f"{found} it holds {len(delivered.images)} pictures and {held}. "
+            f"Name the table of images with --labels, or choose one with --layout; {more}"
+        )
+    columns = delivered.read(tables[0]).said()  # an empty or damaged one says so itself
+    return (
+        f"{found} {tables[0]} has the columns {columns}; a table of images has grade, and image_id or file. "
+        f"Say which columns these are (--grade, --image-id, --file), or choose a layout with --layout; {more}"
+    )
 
 
 def _fitting(delivered: Delivery) -> list[tuple[str, str]]:

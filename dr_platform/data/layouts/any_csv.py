@@ -106,7 +106,7 @@ def _listed(delivery: Delivery, table: Table, line: int, values: dict[str, str],
     return Listed(
         where=where,
         image_id=image_id,
-        file=file or _file_of(delivery, image_id),
+        file=_as_delivered(delivery, file) if file else _file_of(delivery, image_id),
         grade=ICDR[whole(given)],
         grade_given=given,
         scale="icdr" if given else "none",
@@ -121,6 +121,13 @@ def _file_of(delivery: Delivery, image_id: str) -> str:
     """The picture at this path, or at this path with an ending; the id itself where none or several are."""
     name = image_id.replace("\\", "/")
     if PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS:
-        return name
+        return _as_delivered(delivery, name)
     found = delivery.by_path.get(same_name(name), [])
     return found[0] if len(found) == 1 else name
+
+
+def _as_delivered(delivery: Delivery, name: str) -> str:
+    """The picture of that path; if there is none, the only one whose path differs from it in case alone."""
+    stem = PurePosixPath(name).with_suffix("").as_posix()
+    alike = [found for found in delivery.by_path.get(same_name(stem), []) if same_name(found) == same_name(name)]
+    return alike[0] if len(alike) == 1 and name not in alike else name
