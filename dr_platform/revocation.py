@@ -36,6 +36,7 @@ from dr_platform.data.collections import ImageRow
 from dr_platform.data.loader import classes_sha256
 from dr_platform.data.prepare import SKIPPED_FILE
 from dr_platform.data.pseudonyms import Key
+from dr_platform.data.report.writing import PAGE_FILE
 from dr_platform.errors import DataError, DrpError
 from dr_platform.records import Checkpoint, Collection, EvalReport, Extractor
 from dr_platform.road import REPORT_FILE, Project
@@ -125,6 +126,7 @@ def find(project: Project, name: str, collection: str | None = None, key: Key | 
     affected += _weights(project, versions, shown)
     reports = list(_reports(project))
     affected += _judged_reports(reports, saved, versions, verdicts, shown)
+    affected += _pages(project, home, shown)
     affected += _features(project, reports, tracker, versions, sets, patient, shown)
     affected += [
         Affected(
@@ -454,6 +456,14 @@ def _weights(
 def _reports(project: Project) -> Iterator[tuple[Path, EvalReport]]:
     for path in sorted((project.root / "results").glob(f"*/{REPORT_FILE}")):
         yield path, EvalReport.read(path)
+
+
+def _pages(project: Project, home: str, shown: Callable[[Path], str]) -> Iterator[Affected]:
+    """Pages of `drp data report` where they usually lie; what they show is chosen by chance of a seed."""
+    for place in ("results", "data/import-reports"):
+        page = project.root / place / PAGE_FILE
+        if page.is_file():
+            yield Affected("report", shown(page), f"it may show photographs of {home}: write it again", certain=False)
 
 
 def _judged_reports(
