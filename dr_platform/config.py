@@ -98,6 +98,12 @@ class PrepareConfig(Section):
     conflicting_grades: Literal["leave-out", "lowest", "highest"] = Field(
         "leave-out", description="What copies of one photograph with different grades count as."
     )
+    laterality: Literal["as-is", "left", "right"] = Field(
+        "as-is", description="The side that all eyes are mirrored to; needs known eyes."
+    )
+    inverted_views: Literal["keep", "turn", "leave-out"] = Field(
+        "keep", description="Photographs whose disc lies where that of the other eye does."
+    )
 
     @field_validator("resolution")
     @classmethod

@@ -85,8 +85,8 @@ class Record(BaseModel):
 class Collection(Record):
     """`collection.json` in the root of a raw collection: what it is, and the digests of its tables of images."""
 
-    version: Literal[2] = 2  # type: ignore[assignment]  # 2: layout, licences, pseudonyms, measurements
-    remedy: ClassVar[str] = "Run: drp data ingest, or dvc pull"
+    version: Literal[3] = 3  # type: ignore[assignment]  # 2: layout, licences, pseudonyms, measurements. 3: the disc
+    remedy: ClassVar[str] = "Run: drp data ingest --replace, dvc repro phantom, or dvc pull"
 
     name: str
     visibility: Visibility

@@ -287,6 +287,7 @@ def _note(aside: Path, task: _Task, outcome: _Taken | _Refused) -> None:
         "row": asdict(outcome.row),
         "quality": asdict(measured.quality),
         "text": measured.text,
+        "disc": measured.disc,
         "fingerprint": base64.b64encode(measured.fingerprint.tobytes()).decode(),
         "notes": outcome.notes,
     }
@@ -318,7 +319,7 @@ def _again(task: _Task, entry: dict[str, Any]) -> _Taken | None:
             return None
         fingerprint = np.frombuffer(base64.b64decode(entry["fingerprint"]), np.int8)
         measured = Measurement(
-            row.image_id, Quality(**entry["quality"]), entry["text"], fingerprint.reshape(SIDE, SIDE)
+            row.image_id, Quality(**entry["quality"]), entry["text"], entry["disc"], fingerprint.reshape(SIDE, SIDE)
         )
         return _Taken(row, measured, tuple(entry["notes"]))
     except (OSError, UnusableImageError, KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What is seen in each image of a collection, once and for all: its quality, text at its rim, and what identifies it.
+"""What is seen in each image of a collection, once and for all: quality, text at the rim, the disc, a fingerprint.
 
 Measuring takes longer than judging, so it is done while an image is taken in, and thresholds can change afterwards.
 """
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from dr_platform.data import duplicates, quality, rim_text
+from dr_platform.data import duplicates, quality, rim_text, views
 from dr_platform.data.fundus import FieldOfView, find_field_of_view
 from dr_platform.data.quality import Quality
 from dr_platform.errors import DataError
@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         pa.field("image_id", pa.string()),
         *(pa.field(field.name, _ARROW[str(field.type)]) for field in dataclasses.fields(Quality)),
         pa.field("text", pa.int32()),
+        pa.field("disc", pa.float64()),
         pa.field("fingerprint", pa.binary(duplicates.SIDE**2)),
     ]
 )
@@ -39,11 +40,13 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is seen in an image. text: places at the rim that look like writing. fingerprint: int8 [128, 128]."""
+    """What is seen in an image. text: places at the rim that look like writing. disc: on which side, see `views`.
+    fingerprint: int8 [128, 128]."""
 
     image_id: str
     quality: Quality
     text: int
+    disc: float
     fingerprint: NDArray[np.int8]
 
 
@@ -58,13 +61,13 @@ def measure(image_id: str, pixels: NDArray[np.uint8]) -> Measurement:
     try:
         fov = find_field_of_view(small)
     except DataError:
-        return Measurement(image_id, quality.measure(small), 0, duplicates.fingerprint(small))
+        return Measurement(image_id, quality.measure(small), 0, 0.0, duplicates.fingerprint(small))
     shift = (further - 1) / 2
     wide = FieldOfView(fov.cx * further + shift, fov.cy * further + shift, fov.radius * further, fov.coverage)
     seen = quality.measure(small, fov)
     seen = dataclasses.replace(seen, radius=seen.radius * by * further, aspect=width / height)
     text = len(rim_text.find_text(large, wide))
-    return Measurement(image_id, seen, text, duplicates.fingerprint(small, fov))
+    return Measurement(image_id, seen, text, views.disc_side(small, fov), duplicates.fingerprint(small, fov))
 
 
 def _reduced(pixels: NDArray[np.uint8], side: int) -> tuple[NDArray[np.uint8], int]:
@@ -76,7 +79,13 @@ def _reduced(pixels: NDArray[np.uint8], side: int) -> tuple[NDArray[np.uint8], i
 def write(directory: Path, measured: Sequence[Measurement]) -> None:
     """Store measurements as `measurements.parquet`; the same ones give the same bytes."""
     rows = [
-        {"image_id": m.image_id, **asdict(m.quality), "text": m.text, "fingerprint": m.fingerprint.tobytes()}
+        {
+            "image_id": m.image_id,
+            **asdict(m.quality),
+            "text": m.text,
+            "disc": m.disc,
+            "fingerprint": m.fingerprint.tobytes(),
+        }
         for m in measured
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), directory / FILE, compression="zstd")
@@ -86,7 +95,7 @@ def read(directory: Path) -> dict[str, Measurement]:
     """The measurements stored in a directory, by image_id."""
     found = {}
     for row in pq.read_table(directory / FILE, schema=SCHEMA).to_pylist():
-        image_id, text, content = (row.pop(name) for name in ("image_id", "text", "fingerprint"))
+        image_id, text, disc, content = (row.pop(name) for name in ("image_id", "text", "disc", "fingerprint"))
         fingerprint = np.frombuffer(content, np.int8).reshape(duplicates.SIDE, duplicates.SIDE)
-        found[image_id] = Measurement(image_id, Quality(**row), text, fingerprint)
+        found[image_id] = Measurement(image_id, Quality(**row), text, disc, fingerprint)
     return found

@@ -9,6 +9,7 @@ recognises a result by them.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,14 +22,17 @@ from dr_platform.config import PrepareConfig
 from dr_platform.data import collections, manifest, pool, screening, shards
 from dr_platform.data.collections import VISIBILITIES, ImageRow, Progress
 from dr_platform.data.fundus import standardise
+from dr_platform.data.listing import Eye
 from dr_platform.data.manifest import Candidate, ManifestRow, Split
 from dr_platform.data.screening import Screening, Source
+from dr_platform.data.views import View, view_of
 from dr_platform.errors import DataError
 from dr_platform.records import Manifest, Visibility
 
 logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped.csv"
+_OTHER: dict[Eye, Eye] = {"left": "right", "right": "left"}
 
 
 @dataclass
@@ -40,6 +44,7 @@ class _Visibility:
     candidates: list[Candidate]  # in order of subsets
     rows: list[ManifestRow] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)  # collection, image_id, reason
+    views: dict[tuple[str, str], View] = field(default_factory=dict)  # collection, image_id
 
 
 def prepare(
@@ -133,7 +138,10 @@ def _choose(source: Source, screened: Screening, part: _Visibility, config: Prep
         key = (source.record.visibility, source.record.name, row.image_id)
         row = screening.with_grade(row, screened.grades.get(key))
         if key not in screened.left_out:
-            rows.append(row)
+            view = view_of(row.eye, source.measured[row.image_id].disc, config)
+            part.views[source.record.name, row.image_id] = view
+            # A mirrored picture shows the other eye to whoever looks at it.
+            rows.append(dataclasses.replace(row, eye=_OTHER[row.eye]) if view.mirrored and row.eye else row)
         elif row.grade == config.grade:
             part.skipped.append((source.record.name, row.image_id, screened.left_out[key]))
     return manifest.choose(source.record, rows, config, screened.joined)
@@ -173,6 +181,7 @@ class _Task:
 
     directory: Path
     row: ImageRow
+    view: View
     resolution: int
 
 
@@ -196,7 +205,10 @@ def _standardised(
 ) -> Iterator[shards.PreparedImage]:
     """The prepared images of a split in order, each with its row; what has no field of view goes to `part.skipped`."""
     candidates = [candidate for candidate in part.candidates if candidate.split == split]
-    tasks = [_Task(part.directories[c.collection], c.raw, config.resolution) for c in candidates]
+    tasks = [
+        _Task(part.directories[c.collection], c.raw, part.views[c.collection, c.raw.image_id], config.resolution)
+        for c in candidates
+    ]
     rank = 0
     for candidate, result in zip(candidates, pool.in_order(_standardise, tasks, processes), strict=True):
         if isinstance(result, str):
@@ -213,6 +225,6 @@ def _standardise(task: _Task) -> shards.Pixels | str:
     """The prepared pixels of an image, or why there are none."""
     raw = collections.read_image(task.directory, task.row, smallest=2 * task.resolution)
     try:
-        return standardise(raw, task.resolution)
+        return standardise(task.view.apply(raw), task.resolution)
     except DataError as error:
         return str(error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ from dr_platform.data.fundus import (
 from dr_platform.errors import DataError
 
 Array = NDArray[Any]  # of 32-bit floats
-Side = Literal["left", "right"]
 
 _WORKING_SIDE = 512  # longer side at which a photograph is measured, at least
 _DIAMETER = 256  # pixels across the field at which structure is measured, at most: 51 µm a pixel at 45°
@@ -129,17 +128,6 @@ def judge(quality: Quality, limits: QualityConfig | None = None) -> list[str]:
         elif value > most:
             reasons.append(f"{what} {value:{form}}{unit}; at most {most:{form}}{unit} is allowed")
     return reasons
-
-
-def normalise_laterality(pixels: Pixels, eye: str, to: Side = "right") -> Pixels:
-    """The photograph, uint8 [H, W, 3], as one of the eye `to`: mirrored left-right if it shows the other.
-
-    Raises DataError if `eye` is not known: a guess would mirror some eyes and not others."""
-    if eye not in ("left", "right") or to not in ("left", "right"):
-        raise DataError(
-            f"laterality is {eye!r}, wanted {to!r}; 'left' or 'right' is needed. State the eye of the image."
-        )
-    return pixels if eye == to else np.ascontiguousarray(pixels[:, ::-1])
 
 
 # ---- measurements --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from dr_platform.config import PrepareConfig
-from dr_platform.data import duplicates, quality
+from dr_platform.data import duplicates, quality, views
 from dr_platform.data.collections import ImageRow
 from dr_platform.data.manifest import patient_key
 from dr_platform.data.measurements import Measurement
@@ -75,7 +75,7 @@ def screen(sources: Sequence[Source], config: PrepareConfig) -> Screening:
     ]
     result = Screening()
     for image in images:
-        reasons = _faults(image.measured, config)
+        reasons = _faults(image, config)
         if reasons:
             result.left_out[image.key] = "; ".join(reasons)
     fine = [image for image in images if image.key not in result.left_out]
@@ -84,12 +84,14 @@ def screen(sources: Sequence[Source], config: PrepareConfig) -> Screening:
     return result
 
 
-def _faults(measured: Measurement, config: PrepareConfig) -> list[str]:
-    reasons = []
+def _faults(image: _Image, config: PrepareConfig) -> list[str]:
+    measured, reasons = image.measured, []
     if config.quality.enabled:
         reasons = quality.judge(measured.quality, config.quality)
     if config.rim_text == "leave-out" and measured.text:
         reasons.append(f"what looks like writing at the rim ({measured.text} found); none is allowed")
+    if (said := views.fault(image.row.eye, measured.disc, config)) is not None:
+        reasons.append(said)
     return reasons
 
 

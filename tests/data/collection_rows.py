@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from dr_platform.config import PrepareConfig
 from dr_platform.data.collections import ImageRow
 from dr_platform.records import Collection, Visibility
 
@@ -24,3 +25,12 @@ def collection_record(name: str = "clinic", visibility: Visibility = "proprietar
         name=name, visibility=visibility, images=images, rejected=0, origin="ingest", layout="csv", licenses=(),
         key=None, labels_sha256="0" * 64, measurements_sha256="0" * 64,
     )  # fmt: skip
+
+
+def prepare_config(**values: object) -> PrepareConfig:
+    """Settings of a preparation, with some of them changed."""
+    fields = {
+        "collections": ["a"], "visibility": "all", "grade": 1, "resolution": 32, "held_out": 0.2, "seed": 0,
+        "shard_images": 8,
+    }  # fmt: skip
+    return PrepareConfig.model_validate(fields | values)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from shared_data import FUNDUS_MINI, needs_photographs
 
 from dr_platform import files
 from dr_platform.config import PhantomConfig, PrepareConfig
-from dr_platform.data import collections, manifest, shards
+from dr_platform.data import collections, manifest, pixels, shards
 from dr_platform.data.fundus import standardise
 from dr_platform.data.ingest import ingest
 from dr_platform.data.loader import load_images
@@ -55,8 +56,8 @@ def add_collection(
 ) -> Path:
     folder = raw.parent / f"{name}-source"
     folder.mkdir()
-    for image_id, pixels in pictures.items():
-        Image.fromarray(pixels).save(folder / f"{image_id}.png")
+    for image_id, picture in pictures.items():
+        Image.fromarray(picture).save(folder / f"{image_id}.png")
     labels = folder / "labels.csv"
     labels.write_text("image_id,grade\n" + "".join(f"{image_id},{grade}\n" for image_id in pictures))
     return ingest(folder, labels, name, visibility, raw, key=KEY).directory
@@ -228,3 +229,57 @@ def test_a_duplicate_id_in_a_collection_stops_the_run(raw: Path, tmp_path: Path)
     )
     with pytest.raises(DataError, match=rf"{rows[0].image_id}' twice"):
         prepare(raw, tmp_path / "out", CONFIG)
+
+
+def test_all_eyes_become_right_ones_and_turned_views_upright(raw: Path, tmp_path: Path) -> None:
+    phantoms = [phantom(9, number, 96, grade=1) for number in range(8)]
+    pictures = {f"e{number}": np.ascontiguousarray(p.image[::-1, ::-1]) if number % 2 else p.image
+                for number, p in enumerate(phantoms)}  # fmt: skip
+    folder = tmp_path / "facing"
+    folder.mkdir()
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(folder / f"{name}.png")
+    rows = "".join(f"e{number},1,{p.eye}\n" for number, p in enumerate(phantoms))
+    (folder / "labels.csv").write_text("image_id,grade,eye\n" + rows + "e0-again,1,\n")
+    Image.fromarray(phantom(9, 50, 96).image).save(folder / "e0-again.png")
+    ingest(folder, folder / "labels.csv", "facing", "public", raw)
+    wanted = change(collections=["facing"], laterality="right", inverted_views="turn", held_out=0.0, resolution=64)
+    prepare(raw, tmp_path / "out", wanted)
+    images = load_images(tmp_path / "out", 1)
+    assert {phantoms[number].eye for number in range(8)} == {"left", "right"}
+    assert [row.eye for row in images.rows] == ["right"] * 8
+    assert not images.has_both_eyes
+    expected = {}
+    for number, p in enumerate(phantoms):
+        upright = p.image if p.eye == "right" else np.ascontiguousarray(p.image[:, ::-1])
+        expected[number] = standardise(upright, 64).astype(float)
+    for image in images.images:
+        nearest = min(np.abs(image - each).mean() for each in expected.values())
+        assert nearest < 1.5  # grey levels: where the circle is found may differ by less than a pixel
+    skipped = (tmp_path / "out/public/grade-1/skipped.csv").read_text()
+    assert "which eye it shows is not known" in skipped
+
+
+@needs_photographs
+def test_originals_with_exif_leave_nothing_but_pixels_in_the_shards(tmp_path: Path) -> None:
+    """From camera files to shards: no name, no EXIF, no byte of the containers; the raw copies are clean as well."""
+    folder, raw = tmp_path / "delivery", tmp_path / "raw"
+    shutil.copytree(FUNDUS_MINI / "originals", folder)
+    names = sorted(path.name for path in folder.glob("*.jpg"))
+    (folder / "labels.csv").write_text("file,grade\n" + "".join(f"{name},1\n" for name in names))
+    texts = {name.rpartition(".")[0].encode() for name in names}
+    for path in folder.glob("*.jpg"):
+        with Image.open(path) as image:
+            exif = image.getexif()
+            texts |= {str(value).encode() for value in (*exif.values(), *exif.get_ifd(0x8769).values())}
+    texts = {text for text in texts if len(text) >= 6}
+    assert any(b"CANON" in text.upper() for text in texts) or len(texts) > len(names)
+    result = ingest(folder, folder / "labels.csv", "originals", "proprietary", raw, key=KEY)
+    prepare(raw, tmp_path / "out", change(collections=["originals"], resolution=512, held_out=0.0))
+    assert len(load_images(tmp_path / "out", 1)) == len(names) == 4
+    for path in [*result.directory.rglob("*"), *(tmp_path / "out").rglob("*")]:
+        content = path.read_bytes() if path.is_file() else b""
+        assert [text for text in texts if text in content] == [], path
+        assert b"Exif" not in content
+        if path.suffix in (".jpg", ".png"):
+            assert pixels.leftovers(content) == []

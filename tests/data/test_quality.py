@@ -13,7 +13,7 @@ from shared_data import FUNDUS_MINI, needs_photographs
 from dr_platform.config import QualityConfig
 from dr_platform.data.phantom import phantom
 from dr_platform.data.phantom_scene import DEFAULT_GRADES, sample_scene
-from dr_platform.data.quality import Quality, judge, measure, normalise_laterality
+from dr_platform.data.quality import Quality, judge, measure
 from dr_platform.errors import DataError
 
 SIDE = 256
@@ -187,30 +187,6 @@ def test_thresholds_of_a_site_are_used() -> None:
 def test_a_picture_without_a_field_has_one_reason() -> None:
     (reason,) = judge(Quality(field_found=False, aspect=9.0))
     assert "no field of view" in reason
-
-
-def test_left_eyes_are_mirrored_to_right_ones_and_back() -> None:
-    image = phantom(5, 0, 64).image
-    assert np.array_equal(normalise_laterality(image, "right"), image)
-    assert np.array_equal(normalise_laterality(image, "left"), image[:, ::-1])
-    assert np.array_equal(normalise_laterality(normalise_laterality(image, "left"), "left", to="right"), image)
-    assert np.array_equal(normalise_laterality(image, "right", to="left"), image[:, ::-1])
-
-
-def test_after_normalising_the_disc_lies_right_of_the_macula() -> None:
-    for index in range(10):
-        p = phantom(5, index, 64)
-        marked = np.zeros_like(p.image)
-        for (x, y), value in ((p.disc_xy, 200), (p.macula_xy, 100)):
-            marked[round(y), round(x)] = value
-        turned = normalise_laterality(marked, p.eye)[..., 0]
-        assert np.argwhere(turned == 200)[0][1] > np.argwhere(turned == 100)[0][1]
-
-
-@pytest.mark.parametrize("eye", ["", "unknown", "OD", "Left"])
-def test_an_unknown_eye_is_not_guessed(eye: str) -> None:
-    with pytest.raises(DataError, match="laterality"):
-        normalise_laterality(np.zeros((16, 16, 3), np.uint8), eye)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 64, 4), (8, 8, 3)])

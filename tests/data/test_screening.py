@@ -8,8 +8,8 @@ import hashlib
 import numpy as np
 import pytest
 from collection_rows import collection_record, image_row
+from collection_rows import prepare_config as config
 
-from dr_platform.config import PrepareConfig
 from dr_platform.data import duplicates
 from dr_platform.data.collections import ImageRow
 from dr_platform.data.measurements import Measurement
@@ -23,14 +23,6 @@ GOOD = Quality(
 )  # fmt: skip
 
 
-def config(**values: object) -> PrepareConfig:
-    fields = {
-        "collections": ["a"], "visibility": "all", "grade": 1, "resolution": 32, "held_out": 0.2, "seed": 0,
-        "shard_images": 8,
-    }  # fmt: skip
-    return PrepareConfig.model_validate(fields | values)
-
-
 def texture(seed: int) -> np.ndarray:
     """A fingerprint like that of a photograph: vessels' scale, nothing beyond the field."""
     noise = np.random.default_rng(seed).standard_normal((duplicates.SIDE, duplicates.SIDE))
@@ -40,7 +32,12 @@ def texture(seed: int) -> np.ndarray:
 
 
 def source(
-    name: str, visibility: Visibility, rows: list[ImageRow], prints: dict[str, int] | None = None, **seen: object
+    name: str,
+    visibility: Visibility,
+    rows: list[ImageRow],
+    prints: dict[str, int] | None = None,
+    disc: float = 0.0,
+    **seen: object,
 ) -> Source:
     """A collection. prints: seeds of the fingerprints of rows that share one; seen: changes of Quality."""
     record = collection_record(name, visibility, len(rows))
@@ -50,6 +47,7 @@ def source(
             row.image_id,
             looks,
             0,
+            disc,
             texture(
                 (prints or {}).get(row.image_id, int(hashlib.sha256(f"{name}{index}".encode()).hexdigest()[:8], 16))
             ),
@@ -134,3 +132,15 @@ def test_small_pictures_are_compared_by_their_files_alone() -> None:
 def test_without_a_threshold_only_equal_files_are_copies() -> None:
     rows = [image_row("x"), image_row("y")]
     assert not screen([source("a", "public", rows, {"x": 5, "y": 5})], config(near_duplicates=None)).left_out
+
+
+def test_photographs_that_face_the_wrong_way_are_left_out_only_on_demand() -> None:
+    rows = [dataclasses.replace(image_row(f"x{eye}"), eye=eye) for eye in ("right", "left", None)]
+    here = source("a", "public", rows, disc=-9.0)  # the disc lies on the left in all three
+    assert not screen([here], config()).left_out
+    (key,) = found = screen([here], config(inverted_views="leave-out")).left_out
+    assert key[2] == rows[0].image_id
+    assert "the disc lies where that of the other eye does; a right eye, upright, is needed" in found[key]
+    (key,) = found = screen([here], config(laterality="right")).left_out
+    assert key[2] == rows[2].image_id
+    assert "which eye it shows is not known" in found[key]

@@ -20,7 +20,7 @@ import numpy as np
 
 from dr_platform import files
 from dr_platform.config import PrepareConfig
-from dr_platform.data import collections, manifest, prepare, screening
+from dr_platform.data import collections, manifest, prepare, screening, views
 from dr_platform.data.collections import VISIBILITIES, Progress
 from dr_platform.data.manifest import ManifestRow
 from dr_platform.data.report.facts import (
@@ -183,6 +183,15 @@ def _notes(
         row.raw_sha256 not in raw for _, rows in prepared for row in rows
     ):
         notes.append("What was prepared follows from other data or settings than those here. Run: dvc repro prepare")
+    facing = [(row.eye, source.measured[row.image_id].disc) for source in shown for row in source.rows]
+    wrong = sum(views.is_inverted(eye, disc) for eye, disc in facing)
+    if wrong:
+        known = sum(eye is not None for eye, _ in facing)
+        notes.append(
+            f"In {wrong} of {known} images of a known eye the disc lies where that of the other eye does: a view "
+            "upside down, a mirrored one, or an eye named wrongly. "
+            f"See prepare.inverted_views ({config.inverted_views})."
+        )
     unknown = sum(row.patient_id is None for source in shown for row in source.rows)
     if unknown:
         total = sum(len(source.rows) for source in shown)
