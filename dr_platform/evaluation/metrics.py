@@ -9,25 +9,16 @@ Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule"; Bińkowski e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
 
 from dr_platform.errors import EvaluationError
 from dr_platform.evaluation import features
+from dr_platform.evaluation.estimate import Estimate
 
 _ROWS_AT_A_TIME = 512  # of the kernel matrix, so that 50,000 images need no 20 GB
 _AGREEMENT = 1e-4  # of the covariances' traces; rank-deficient ones lose half of the digits under the root
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value, its standard error if there is one, and how that was had (or why not)."""
-
-    value: float
-    spread: float | None
-    spread_kind: str
 
 
 def fid(real: np.ndarray, fake: np.ndarray) -> Estimate:
