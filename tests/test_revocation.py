@@ -315,3 +315,31 @@ def test_phantoms_are_not_revoked(tmp_path):
     with pytest.raises(DataError, match="drawn by dvc repro"):
         revocation.carry_out(project, found, date(2026, 1, 1))
     assert os.listdir(project.raw / "public") == ["phantom"]
+
+
+def test_a_patient_of_a_further_class_of_a_conditional_training_counts(tmp_path):
+    """The grade that the model is registered for does not show the patient; the training saw the image all the same."""
+    root = make_project(
+        tmp_path / "project",
+        phantom={"visibilities": ["public"]},
+        prepare={"collections": ["phantom"], "held_out": 0.3},
+        train={"kimg": 0.008, "tick_kimg": 0.008, "condition_on": [2]},
+    )
+    (root / "dvc.yaml").unlink()
+    lineage.init_project(root)
+    project = road.Project(root, load_params(root))
+    road.draw_phantoms(project, "public", silent)
+    road.prepare(project, silent)
+    road.prepare(project.for_grade(2), silent, as_class=True)
+    plan = make_plan(project.params, project.prepared, project.storage)
+    work(plan, Group(), SilentReporter())
+    road._export(checkpoint.newest(plan.run_directory / CHECKPOINTS), project.model, None)
+    trained = {row.patient for row in select_images(project.classes, 2).rows}
+    other_grade = {row.patient for row in select_images(project.prepared, 1).rows}
+    apart = {row.patient for row in select_images(project.classes, 2, "held-out").rows}
+    ids = {stands_for("phantom", row.patient_id): row.patient_id
+           for row in collections.read_collection(project.raw / "public/phantom")[1]}  # fmt: skip
+    for patient, affected in ((min(trained - other_grade), True), (min(apart - other_grade), False)):
+        found = revocation.find(project, ids[patient])
+        assert bool(found.of("checkpoint")) is affected
+        assert any("data/classes/" in item.name for item in found.of("table"))
