@@ -268,8 +268,8 @@ class PromoteConfig(Section):
     """What "better" means: the policy that lets a version become champion."""
 
     metric: Literal["fid", "kid"] = Field(description="The metric that decides; lower is better.")
-    min_gain: Annotated[float, Field(ge=0, lt=1)] = Field(
-        description="Needed improvement as a share of the champion's."
+    min_gain: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        description="Needed improvement as a share of the champion's; null asks for none."
     )
     spreads: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         description="... and as a multiple of the combined spread, if any."
@@ -278,6 +278,24 @@ class PromoteConfig(Section):
     min_eq_t_db: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
         description="Least EQ-T (integer), dB; null asks for none."
     )
+    spaces: Annotated[int, Field(ge=0)] = Field(
+        0, description="Feature spaces in which the champion must be equalled; 0 asks for none."
+    )
+    margin: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="Share of the champion's FID that counts as equal."
+    )
+    max_rfd: Annotated[float, Field(gt=0)] | None = Field(None, description="Largest relative Fréchet distance.")
+    max_kid: Annotated[float, Field(allow_inf_nan=False)] | None = Field(None, description="Largest KID.")
+    min_coverage: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="Least coverage.")
+    max_rim_auc: Annotated[float, Field(ge=0.5, le=1)] | None = Field(
+        None, description="Largest AUC by which real rims are told from drawn ones."
+    )
+    max_lesion_distance: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Largest distance of the numbers of microaneurysms, in standard deviations of the real ones."
+    )
+    spectrum: Literal["refuse", "ignore"] = Field("ignore", description="What an alarm of the spectrum does.")
+    memorisation: Literal["refuse", "ignore"] = Field("ignore", description="What a sign of memorisation does.")
+    visibility: Literal["any", "public"] = Field("any", description="Which models may become champion.")
 
 
 class SweepConfig(Section):

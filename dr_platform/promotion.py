@@ -1,7 +1,8 @@
 """What "better" means: two evaluation reports and the policy in, a decision with its reasons out. No I/O.
 
-A candidate must first stand on its own (enough images, finite numbers, equivariance). Against a champion it must then
-be compared on equal evidence, and win by more than the policy's share and by more than chance explains. Whatever cannot
+A candidate must first stand on its own (enough images, finite numbers, equivariance) and meet the rules (see rules.py).
+Against a champion it must then be compared on equal evidence, and unless the policy asks for no gain, win by more than
+the policy's share and by more than chance explains. Whatever cannot
 be compared is held, never promoted: the champion stays until evidence of the same kind speaks against it.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from dr_platform import rules
 from dr_platform.config import PromoteConfig
 from dr_platform.records import Decision, EvalReport, Metric
 
@@ -32,6 +34,8 @@ def decide(
     metric = candidate.metric(policy.metric)
     rival = champion.metric(policy.metric) if champion else None
     reasons = list(_shortcomings(candidate, metric, policy, f"Version {candidate_version}"))
+    outcomes = rules.judge(candidate, champion if candidate_version != champion_version else None, policy)
+    reasons += [f"{each.rule}: {each.said}" for each in outcomes if each.binding and each.verdict != "pass"]
     promote = not reasons
     if candidate_version == champion_version:
         promote, reasons = False, [f"Version {candidate_version} is the champion already.", *reasons]
@@ -39,7 +43,12 @@ def decide(
         reasons = [f"{model} has no champion yet, and version {candidate_version} meets the policy's demands."]
     elif promote and champion is not None:
         differences = list(_differences(candidate, metric, champion, rival, policy.metric))
-        promote, reasons = (False, differences) if differences else _contest(metric, rival, policy)
+        if differences:
+            promote, reasons = False, differences
+        elif policy.min_gain is not None:
+            promote, reasons = _contest(metric, rival, policy.min_gain, policy.spreads)
+        else:
+            reasons = [f"Version {candidate_version} meets every rule against version {champion_version}."]
     return Decision(
         model=model,
         model_version=candidate_version,
@@ -49,6 +58,7 @@ def decide(
         metric=metric.name if metric else None,
         candidate_value=_finite(metric),
         champion_value=_finite(rival),
+        rules=tuple(outcomes),
     )
 
 
@@ -96,30 +106,30 @@ def _differences(
             )
 
 
-def _contest(metric: Metric | None, rival: Metric | None, policy: PromoteConfig) -> tuple[bool, list[str]]:
+def _contest(metric: Metric | None, rival: Metric | None, min_gain: float, multiple: float) -> tuple[bool, list[str]]:
     """Whether a comparable candidate beats the champion by the policy's margin, and the sentence that says so."""
     assert metric is not None  # both were looked at before
     assert rival is not None
     gain = rival.value - metric.value
-    share = policy.min_gain * abs(rival.value)
+    share = min_gain * abs(rival.value)
     spreads = [value.spread for value in (metric, rival) if value.spread is not None]
-    noise = policy.spreads * math.hypot(*spreads)
+    noise = multiple * math.hypot(*spreads)
     compared = f"{metric.name} is {metric.value:.4g} against the champion's {rival.value:.4g}"
     if gain <= 0:
         return False, [f"{compared}: no improvement."]
     reasons = []
     if gain < share:
         reasons.append(
-            f"{compared}: the gain of {gain:.3g} is less than {policy.min_gain:.1%} of the champion's ({share:.3g})."
+            f"{compared}: the gain of {gain:.3g} is less than {min_gain:.1%} of the champion's ({share:.3g})."
         )
     if spreads and gain <= noise:
         reasons.append(
-            f"{compared}: the gain of {gain:.3g} is within {policy.spreads:g} combined standard errors ({noise:.3g})."
+            f"{compared}: the gain of {gain:.3g} is within {multiple:g} combined standard errors ({noise:.3g})."
         )
     if reasons:
         return False, reasons
-    beyond = f" and {policy.spreads:g} combined standard errors ({noise:.3g})" if spreads else ""
-    return True, [f"{compared}: the gain of {gain:.3g} exceeds {policy.min_gain:.1%} ({share:.3g}){beyond}."]
+    beyond = f" and {multiple:g} combined standard errors ({noise:.3g})" if spreads else ""
+    return True, [f"{compared}: the gain of {gain:.3g} exceeds {min_gain:.1%} ({share:.3g}){beyond}."]
 
 
 def _extractor(metric: Metric) -> str:

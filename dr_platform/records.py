@@ -292,11 +292,17 @@ class Metric(BaseModel):
     extractor: Extractor | None
     seed: int
     higher_is_better: bool
+    definition: str = Field("1", description="Version of what is computed under this name.")
+    region: Literal["whole", "centre"] = Field("whole", description="Of the images: whole, or the central 80 %.")
+    low: float | None = Field(None, description="Lower end of a 95 % interval, if there is one.")
+    high: float | None = None
+    said: str = Field("", description="What the number says, in a sentence, where that is not plain.")
 
 
 class EvalReport(Record):
     """The metrics of one checkpoint against one reference set."""
 
+    version: Literal[2] = 2  # type: ignore[assignment]  # 2: licence; definition, region and interval of a metric
     remedy: ClassVar[str] = "Run: dvc repro evaluate"
 
     checkpoint_sha256: Digest = Field(description="Digest of the Checkpoint record, which covers its files.")
@@ -333,8 +339,26 @@ class Registration(Record):
     parent: str | None
 
 
+Verdict = Literal["pass", "fail", "missing"]
+
+
+class RuleOutcome(BaseModel):
+    """One rule of promotion: what was found, what was needed, and whether that is met; missing: without evidence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: str
+    metric: str | None
+    value: float | None
+    bound: float | None
+    margin: float | None = Field(description="Share of the champion's value that counts as equal.")
+    verdict: Verdict
+    said: str
+    binding: bool = Field(True, description="Whether it must pass; else it is a part of a rule that follows.")
+
+
 class Decision(Record):
-    """Promote or hold, the reasons in sentences, and the numbers compared."""
+    """Promote or hold, the reasons in sentences, the rules one by one, and the numbers compared."""
 
     model: str
     model_version: int
@@ -344,6 +368,7 @@ class Decision(Record):
     metric: str | None
     candidate_value: float | None
     champion_value: float | None
+    rules: tuple[RuleOutcome, ...] = ()
 
 
 class TransferPlan(Record):
