@@ -130,6 +130,35 @@ def put_in_place(aside: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def placed(aside: Path, target: Path) -> Iterator[None]:
+    """`put_in_place`, to stay only if the block succeeds; else `target` is what it was before, or nothing."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    sync(aside)
+    replaced = target.exists()
+    if replaced:
+        os.rename(target, old)
+    os.rename(aside, target)
+    sync(target.parent)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        if replaced:
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def mend_placed(target: Path) -> None:
+    """Settle what a `placed` or `put_in_place` that was killed left: the old one returns if `target` is gone."""
+    for old in sorted(target.parent.glob(f".{target.name}.*.old")):
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, target)
+
+
 def _advice(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Free some space and run the same command again."

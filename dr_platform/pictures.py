@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -24,6 +24,7 @@ from dr_platform.records import TrainedOn, Visibility, licences_in_words, strict
 
 Audience: TypeAlias = Literal["everyone", "site"]  # site: those who may see the raw data
 
+_MOST_TEXT = 2000  # characters of what a label says
 _THUMBNAIL_QUALITY = 82  # of JPEG
 
 
@@ -44,14 +45,14 @@ class Generated(_Pictures):
 class PublicPhotographs(_Pictures):
     """Photographs that anyone may see."""
 
-    visibility: Literal["public"] = "public"
+    visibility: Literal["public"] = field(default="public", init=False)
 
 
 @dataclass(frozen=True, eq=False)
 class PrivatePhotographs(_Pictures):
     """Photographs that only those may see who may see the raw data."""
 
-    visibility: Literal["proprietary"] = "proprietary"
+    visibility: Literal["proprietary"] = field(default="proprietary", init=False)
 
 
 Shareable: TypeAlias = Generated | PublicPhotographs
@@ -152,14 +153,16 @@ def _shown_to(pictures: Shareable | PrivatePhotographs, audience: Audience) -> N
 def _png(picture: Image.Image, pictures: Shareable | PrivatePhotographs, said: Mapping[str, str]) -> bytes:
     drawn = isinstance(pictures, Generated)
     labels = {
+        **said,
         "Synthetic": "yes: drawn by a generative model, shows no person" if drawn else "no: photographs",
         "Visibility": pictures.visibility,
         "Licence": licences_in_words(pictures.licenses),
-        **said,
     }
     text = PngInfo()
     for keyword, value in labels.items():
-        text.add_text(keyword.replace("_", "-"), value)  # of text beyond Latin-1 Pillow makes an international chunk
+        # A line of printable text; of what is beyond Latin-1 Pillow makes an international chunk.
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+        text.add_text(keyword.replace("_", "-"), line[:_MOST_TEXT])
     stream = io.BytesIO()
     picture.save(stream, format="PNG", pnginfo=text)
     return stream.getvalue()

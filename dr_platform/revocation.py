@@ -145,6 +145,11 @@ def carry_out(project: Project, revocation: Revocation, day: date) -> int:
     Returns how many images were taken out. Old versions stay in DVC's cache and remotes until `dvc gc`. Raises
     DataError, with nothing changed, for phantoms, or if no image would remain.
     """
+    with collections.changing(project.raw):
+        return _carry_out(project, revocation, day)
+
+
+def _carry_out(project: Project, revocation: Revocation, day: date) -> int:
     from dr_platform.tracking.revoked import mark_revoked
 
     directory, record, rows = _raw(project, revocation.collection)

@@ -195,7 +195,9 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(130) from None
     except DrpError as error:
         logging.getLogger(__name__).debug("The error above in full", exc_info=True)
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        said = " ".join(str(error).split())
+        # What a terminal would obey, in a file's name say, is spelt out.
+        sys.stderr.write("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said) + "\n")
         raise SystemExit(1) from None
     except BrokenPipeError:
         # The reader of a pipe has left, as in `drp models list | head`; Python would complain once more at exit.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dr_platform.cli.console import Console
+
+if TYPE_CHECKING:
+    from dr_platform.road import Project
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Raw collections of photographs.")
 
@@ -96,6 +99,8 @@ def ingest(
         messidor_grades=layouts_.MESSIDOR_TO_ICDR if messidor_grades is None else _messidor(messidor_grades),
         errata=errata,
     )
+    if save_mapping is not None:
+        _require_place(save_mapping, project, delivery, labels)
     secret = None if visibility == "public" else pseudonyms.load_key(key, project.root)
     try:
         with console.counting(f"ingest {name}", "images") as advance:
@@ -113,15 +118,11 @@ def ingest(
                 replace=replace,
                 processes=pool.processes(),
                 progress=advance,
+                # Unversioned, it would be outside of what keeps proprietary images apart.
+                version=lambda made: lineage.track(project.root, made.directory, made.collection.visibility),
             )
     except KeyboardInterrupt:
         raise StoppedError("what was taken so far is kept. The same command goes on with the rest.") from None
-    try:
-        lineage.track(project.root, result.directory, result.collection.visibility)
-    except BaseException:
-        # Unversioned, it would be outside of what keeps proprietary images apart.
-        shutil.rmtree(result.directory, ignore_errors=True)
-        raise
     if save_mapping is not None:
         layouts_.save_mapping(save_mapping, columns)
     if as_json:
@@ -151,6 +152,18 @@ def ingest(
     console.say("Next: dvc repro" if name in used else f"Next: drp data use {' '.join([*used, name])}; dvc repro")
 
 
+def _require_place(path: Path, project: Project, *read: Path | None) -> None:
+    """Raise ConfigError before hours of work if a mapping could not be written there, or would overwrite something."""
+    from dr_platform.errors import ConfigError
+
+    place = path.resolve()
+    inside = [project.raw, *(each for each in read if each is not None)]
+    if path.is_dir() or not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
+        raise ConfigError(f"--save-mapping {path} is no file that can be written. Name one in a directory that exists.")
+    if place.suffix not in (".yaml", ".yml") or any(place.is_relative_to(each.resolve()) for each in inside):
+        raise ConfigError(f"--save-mapping {path}: name a .yaml file outside of the delivery and of data/raw.")
+
+
 def _messidor(text: str) -> dict[int, int | None]:
     """The mapping in `0:0,1:1,2:none,3:none`; the layout checks that each grade has its place."""
     from dr_platform.errors import ConfigError
@@ -161,6 +174,8 @@ def _messidor(text: str) -> dict[int, int | None]:
             f"--messidor-grades is {text!r}. Give each of Messidor's grades 0 to 3 an ICDR grade or none, "
             f"such as 0:0,1:1,2:none,3:none"
         )
+    if len({given for given, _, _ in pairs}) < len(pairs):
+        raise ConfigError(f"--messidor-grades is {text!r}: a grade stands there twice. Give each of 0 to 3 once.")
     return {int(given): None if icdr == "none" else int(icdr) for given, _, icdr in pairs}
 
 
@@ -340,7 +355,7 @@ def splits(
     console.show(table)
     if out is not None:
         header = ("image_id", "patient", "collection", "visibility", "grade", "eye", "split", "rank", "sha256")
-        body = ([getattr(row, name) or "" for name in header] for row in rows)
+        body = ([getattr(row, name) for name in header] for row in rows)
         files.write_bytes(out, tables.safe_csv(header, body))
         console.say(f"{len(rows)} rows: {out}")
 

@@ -14,11 +14,14 @@ those stay in the import report, which is never versioned (see ingest.py).
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -230,13 +233,33 @@ def _draw(
         yield row, drawn.truth(), drawn.jpeg
 
 
+@contextmanager
+def changing(raw_root: Path) -> Iterator[None]:
+    """Hold the raw data against other ingests and revocations while the block runs; the lock of a dead process is none.
+
+    Raises DataError if another one is changing them.
+    """
+    raw_root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(raw_root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                "another ingest or revocation is running in this project. Wait for it, or end it and run this again."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
     """A table as UTF-8 CSV with LF; None is an empty field."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")  # a name that is no UTF-8 is shown all the same
 
 
 def _row(values: dict[str, str]) -> ImageRow:

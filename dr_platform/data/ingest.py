@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -36,11 +34,12 @@ from dr_platform.data import archives, collections, layouts, pixels, pool, pseud
 from dr_platform.data.collections import VISIBILITIES, ImageRow, Progress
 from dr_platform.data.containers import is_dicom
 from dr_platform.data.dicom import decode_dicom
-from dr_platform.data.duplicates import SIDE
+from dr_platform.data.duplicates import SIDE, near_duplicates
 from dr_platform.data.listing import Listed, Listing
 from dr_platform.data.measurements import Measurement, measure
 from dr_platform.data.pixels import UnusableImageError
 from dr_platform.data.quality import Quality
+from dr_platform.data.screening import MIN_RADIUS
 from dr_platform.errors import DataError
 from dr_platform.records import Collection, Visibility
 
@@ -108,15 +107,41 @@ def ingest(
     replace: bool = False,
     processes: int = 1,
     progress: Progress = collections.silent,
+    version: Callable[[IngestResult], object] = lambda _: None,
 ) -> IngestResult:
     """Make the collection `name` under `raw_root` from a delivered folder, zip or tar; see `layouts` for its tables.
 
     labels: the table of layout csv, or one that other layouts take too. options: what else a layout takes.
     key: for pseudonyms of names; public collections take the published one. license: in place of what the layout knows.
     strict: the first unusable image is an error. replace: take the place of a collection of that name and visibility.
+    version: called with the result once the collection is in its place; if it fails, everything is as it was before.
     An ingest that was killed goes on where it was if it is asked for the same again.
     Raises DataError, with nothing written, for a mistake in a table, a name that is taken, or no usable image.
     """
+    with collections.changing(raw_root):
+        return _ingest(
+            source, labels, name, visibility, raw_root, layout, options, key, license, strict, replace, processes,
+            progress, version,
+        )  # fmt: skip
+
+
+def _ingest(
+    source: Path,
+    labels: Path | None,
+    name: str,
+    visibility: Visibility,
+    raw_root: Path,
+    layout: str,
+    options: layouts.Options | None,
+    key: pseudonyms.Key | None,
+    license: str | None,
+    strict: bool,
+    replace: bool,
+    processes: int,
+    progress: Progress,
+    version: Callable[[IngestResult], object],
+) -> IngestResult:
+    files.mend_placed(collections.collection_directory(raw_root, visibility, name))
     target = _free_target(raw_root, visibility, name, replace)
     if source.resolve().is_relative_to(raw_root.resolve()):
         raise DataError(f"{source} is a part of this project's raw data, which was taken in already. Give a delivery.")
@@ -133,7 +158,7 @@ def ingest(
             outcomes = _take_all(stay, aside, strict, processes, progress)
             outcomes += [(task, _Refused("the patient has withdrawn")) for task in gone]
             _require_unknown(outcomes, raw_root, visibility)
-            return _finish(outcomes, listing, name, visibility, target, aside, key, withdrawn)
+            return _finish(outcomes, listing, name, visibility, target, aside, key, withdrawn, version)
 
 
 def _free_target(raw_root: Path, visibility: Visibility, name: str, replace: bool) -> Path:
@@ -151,29 +176,68 @@ def _free_target(raw_root: Path, visibility: Visibility, name: str, replace: boo
 
 
 def _withdrawn(target: Path) -> tuple[str, ...]:
-    """Patients whose images were taken out of the collection that is replaced; they stay out."""
+    """Patients whose images were taken out of the collection that is replaced, of whatever version; they stay out."""
     record = target / collections.COLLECTION_FILE
-    return Collection.read(record).withdrawn if record.is_file() else ()
+    if not record.is_file():
+        return ()
+    try:
+        return tuple(str(patient) for patient in json.loads(record.read_text(encoding="utf-8")).get("withdrawn", ()))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{record} is damaged ({error}), and who has withdrawn from the collection stands in it. Fetch it again: "
+            f"dvc checkout {target}.dvc"
+        ) from None
 
 
 def _require_unknown(outcomes: Iterable[tuple[_Task, _Taken | _Refused]], raw_root: Path, visibility: str) -> None:
     """Raise DataError if a photograph of a proprietary collection is about to become public."""
     if visibility != "public":
         return
-    private = {
-        digest: record.name
-        for record in collections.list_collections(raw_root)
-        if record.visibility == "proprietary" and record.origin == "ingest"
-        for row in collections.read_collection(raw_root / "proprietary" / record.name)[1]
-        for digest in (row.sha256, row.source_sha256)
-    }
-    for task, outcome in outcomes:
-        if isinstance(outcome, _Taken) and {outcome.row.sha256, outcome.row.source_sha256} & private.keys():
-            known = private.get(outcome.row.sha256) or private.get(outcome.row.source_sha256)
-            raise DataError(
-                f"{task.listed.file} is a photograph of the proprietary collection {known}, and this one would be "
-                f"public. Take it out of the delivery, or ingest it as proprietary."
-            )
+    files_known: dict[str, str] = {}
+    prints: dict[bytes, str] = {}
+    looks: list[tuple[str, Measurement]] = []
+    for directory in sorted(
+        path.parent for path in (raw_root / "proprietary").glob(f"[!.]*/{collections.COLLECTION_FILE}")
+    ):
+        record = Collection.read(directory / collections.COLLECTION_FILE)
+        if record.origin != "ingest":
+            continue
+        for row in collections.read_collection(directory)[1]:
+            files_known |= dict.fromkeys((row.sha256, row.source_sha256), record.name)
+        for measured in collections.read_measurements(directory, record).values():
+            if measured.quality.field_found:
+                prints[measured.fingerprint.tobytes()] = record.name
+                looks.append((record.name, measured))
+    taken = [(task, outcome) for task, outcome in outcomes if isinstance(outcome, _Taken)]
+    for task, outcome in taken:
+        row, measured = outcome.row, outcome.measurement
+        known = files_known.get(row.sha256) or files_known.get(row.source_sha256)
+        known = known or (prints.get(measured.fingerprint.tobytes()) if measured.quality.field_found else None)
+        if known:
+            raise _private_photograph(task, known)
+    for task, known in _near_copies(taken, looks):
+        raise _private_photograph(task, known)
+
+
+def _private_photograph(task: _Task, known: str) -> DataError:
+    return DataError(
+        f"{task.listed.file} is a photograph of the proprietary collection {known}, and this one would be "
+        f"public. Take it out of the delivery, or ingest it as proprietary."
+    )
+
+
+def _near_copies(
+    taken: Sequence[tuple[_Task, _Taken]], private: Sequence[tuple[str, Measurement]]
+) -> Iterator[tuple[_Task, str]]:
+    """Taken images that are a private one in another form, and its collection; small fields cannot be told apart."""
+    ours = [(task, outcome.measurement) for task, outcome in taken if outcome.measurement.quality.radius >= MIN_RADIUS]
+    theirs = [(name, measured) for name, measured in private if measured.quality.radius >= MIN_RADIUS]
+    if not ours or not theirs:
+        return
+    prints = np.stack([measured.fingerprint for _, measured in (*ours, *theirs)])
+    for pair in near_duplicates(prints):
+        if pair.first < len(ours) <= pair.second:
+            yield ours[pair.first][0], theirs[pair.second - len(ours)][0]
 
 
 @contextmanager
@@ -206,9 +270,14 @@ def _task(folder: Path, listed: Listed, key: pseudonyms.Key, license: str | None
     patient = listed.patient_id and pseudonyms.pseudonym(key, "patient", listed.patient_id)
     terms = listed.license if license is None else license
     # Free text goes into a table that people open.
-    source, terms = (str(tables.harmless(text)) for text in (listed.source, terms))
+    source, terms = (str(tables.harmless(_utf8(text))) for text in (listed.source, terms))
     listed = dataclasses.replace(listed, source=source, license=terms)
     return _Task(folder, listed, pseudonyms.pseudonym(key, "image", listed.image_id), patient, aside)
+
+
+def _utf8(text: str) -> str:
+    """The text; bytes of a command line that are no UTF-8 are spelt out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 # ---- going on where a killed ingest was ------------------------------------------------------------------------------
@@ -222,44 +291,28 @@ def _unfinished(target: Path, plan: str) -> Iterator[Path]:
     """
     aside = target.with_name(f".{target.name}.unfinished")
     journal = aside / _JOURNAL
-    with _alone(aside, target):
-        try:
-            if not journal.is_file() or _header_of(journal) != plan:
-                for left in aside.iterdir():
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-                (aside / collections.IMAGES_DIRECTORY).mkdir(mode=0o700)
-                journal.write_text(json.dumps(plan) + "\n", encoding="utf-8")
-            yield aside
-        except OSError as error:
-            raise _not_written(target, error) from error
-        except Exception:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+    try:
+        aside.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise _not_written(target, error) from error
+    try:
+        if not journal.is_file() or _header_of(journal) != plan:
+            for left in aside.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            (aside / collections.IMAGES_DIRECTORY).mkdir(mode=0o700)
+            journal.write_text(json.dumps(plan) + "\n", encoding="utf-8")
+        yield aside
+    except OSError as error:
+        raise _not_written(target, error) from error
+    except Exception:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def _not_written(target: Path, error: OSError) -> DataError:
     return DataError(
         f"{target} could not be written: {error.strerror or error}. Free some space and run the same again."
     )
-
-
-@contextmanager
-def _alone(directory: Path, target: Path) -> Iterator[None]:
-    """Make the directory and hold it against other processes; a lock of a process that died is none."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError as error:
-        raise _not_written(target, error) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            said = f"another ingest of {target.name} is running. Wait for it, or end it and run this again."
-            raise DataError(said) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _header_of(journal: Path) -> str | None:
@@ -369,6 +422,10 @@ def _take(task: _Task) -> _Taken | _Refused:
             decoded = pixels.decode(content, path.name)
     except UnusableImageError as error:
         return _Refused(str(error))
+    try:
+        measured = measure(task.image_id, decoded.pixels)
+    except DataError as error:  # fewer pixels than anything can be seen in
+        return _Refused(str(error).rstrip("."))
     stored = pixels.encode(decoded.pixels, decoded.lossless)
     file = collections.image_file(task.image_id, "png" if decoded.lossless else "jpg")
     (task.directory / file).write_bytes(stored)
@@ -388,12 +445,15 @@ def _take(task: _Task) -> _Taken | _Refused:
         width=decoded.pixels.shape[1],
         height=decoded.pixels.shape[0],
     )
-    return _Taken(row, measure(task.image_id, decoded.pixels), decoded.notes)
+    return _Taken(row, measured, decoded.notes)
 
 
 def _locate(source: Path, listed: Listed) -> Path:
     """The file of a listed image, which must lie in the folder also after its symbolic links are followed."""
-    path = _find(source, PurePosixPath(listed.file.replace("\\", "/")))
+    try:
+        path = _find(source, PurePosixPath(listed.file.replace("\\", "/")))
+    except OSError as error:  # a name that no file system takes
+        raise UnusableImageError(f"it cannot be opened ({error.strerror})") from None
     if not path.resolve().is_relative_to(source.resolve()):
         raise UnusableImageError("it is a link that leads out of the folder")
     return path
@@ -429,8 +489,9 @@ def _finish(
     aside: Path,
     key: pseudonyms.Key,
     withdrawn: tuple[str, ...],
+    version: Callable[[IngestResult], object],
 ) -> IngestResult:
-    """Write the tables and the report, and give the collection its place."""
+    """Write the tables and the report, and give the collection its place; back if it cannot be versioned."""
     taken = [outcome for _, outcome in outcomes if isinstance(outcome, _Taken)]
     refused = [outcome for _, outcome in outcomes if isinstance(outcome, _Refused)]
     if not taken:
@@ -457,8 +518,7 @@ def _finish(
     for file in aside.rglob("*"):
         if file.is_file():
             files.sync(file)
-    files.put_in_place(aside, target)
-    return IngestResult(
+    result = IngestResult(
         collection=record,
         directory=target,
         report=report,
@@ -469,6 +529,9 @@ def _finish(
         without_grade=sum(row.grade is None for row in rows),
         without_patient=sum(row.patient_id is None for row in rows),
     )
+    with files.placed(aside, target):
+        version(result)
+    return result
 
 
 def report_file(raw_root: Path, visibility: Visibility, name: str) -> Path:

@@ -75,11 +75,12 @@ def prepare(
         progress(done, total)
 
     manifests: dict[Visibility, Manifest] = {}
+    seen: set[str] = set()
     with ExitStack() as stack:
         for part in parts:
             target = manifest.prepared_directory(out_root, part.label, config.grade)
             directory = stack.enter_context(files.directory_aside(target, failure=DataError))
-            manifests[part.label] = _write(directory, part, config, processes, count)
+            manifests[part.label] = _write(directory, part, config, processes, count, seen)
         if not any(record.train for record in manifests.values()):
             held_out = sum(record.held_out_images for record in manifests.values())
             raise DataError(
@@ -186,12 +187,17 @@ class _Task:
 
 
 def _write(
-    directory: Path, part: _Visibility, config: PrepareConfig, processes: int, count: Callable[[], None]
+    directory: Path,
+    part: _Visibility,
+    config: PrepareConfig,
+    processes: int,
+    count: Callable[[], None],
+    seen: set[str],
 ) -> Manifest:
     """Fill a prepared directory: shards, then the manifest, then the index."""
     written = []
     for split in manifest.SPLITS:
-        images = _standardised(part, split, config, processes, count)
+        images = _standardised(part, split, config, processes, count, seen)
         written += shards.write_shards(directory, split, images, config.resolution, config.shard_images)
     header = ("collection", "image_id", "reason")
     (directory / SKIPPED_FILE).write_bytes(collections.csv_bytes(header, sorted(part.skipped)))
@@ -201,9 +207,18 @@ def _write(
 
 
 def _standardised(
-    part: _Visibility, split: Split, config: PrepareConfig, processes: int, count: Callable[[], None]
+    part: _Visibility,
+    split: Split,
+    config: PrepareConfig,
+    processes: int,
+    count: Callable[[], None],
+    seen: set[str],
 ) -> Iterator[shards.PreparedImage]:
-    """The prepared images of a split in order, each with its row; what has no field of view goes to `part.skipped`."""
+    """The prepared images of a split in order, each with its row; what has no field of view goes to `part.skipped`.
+
+    seen: digests of what was prepared so far. Copies too small to be told by their look may turn out equal only here,
+    when they have been mirrored or turned to one side; public images come first, so they never yield to others.
+    """
     candidates = [candidate for candidate in part.candidates if candidate.split == split]
     tasks = [
         _Task(part.directories[c.collection], c.raw, part.views[c.collection, c.raw.image_id], config.resolution)
@@ -211,10 +226,14 @@ def _standardised(
     ]
     rank = 0
     for candidate, result in zip(candidates, pool.in_order(_standardise, tasks, processes), strict=True):
+        digest = None if isinstance(result, str) else shards.pixels_sha256(result)
+        if digest in seen:
+            result = "prepared, it has the pixels of another image"
         if isinstance(result, str):
             part.skipped.append((candidate.collection, candidate.raw.image_id, result))
-        else:
-            row = manifest.row_of(candidate, config.grade, rank, shards.pixels_sha256(result))
+        elif digest is not None:
+            seen.add(digest)
+            row = manifest.row_of(candidate, config.grade, rank, digest)
             part.rows.append(row)
             rank += 1
             yield row, result

@@ -162,7 +162,8 @@ def safe_csv(header: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
     writer = csv.writer(lines, lineterminator="\r\n")  # so that cells with either of them are quoted
     writer.writerow([harmless(name) for name in header])
     writer.writerows([harmless(cell) for cell in row] for row in rows)
-    return "".join(line.removesuffix("\r\n") + "\n" for line in lines).encode()
+    text = "".join(line.removesuffix("\r\n") + "\n" for line in lines)
+    return text.encode(errors="backslashreplace")  # a name that is no UTF-8 is shown all the same
 
 
 class _Lines(list[str]):

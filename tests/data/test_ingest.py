@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 import signal
@@ -23,12 +24,12 @@ from table_mistakes import MISTAKES
 
 from dr_platform import files
 from dr_platform.data import collections
-from dr_platform.data.ingest import ingest, report_file
+from dr_platform.data.ingest import IngestResult, ingest, report_file
 from dr_platform.data.layouts import ColumnMap, Options
 from dr_platform.data.phantom import phantom
 from dr_platform.data.pixels import leftovers
 from dr_platform.data.pseudonyms import PUBLIC_KEY, Key, pseudonym
-from dr_platform.errors import DataError
+from dr_platform.errors import DataError, LineageError
 
 
 def picture(seed: int = 0, height: int = 20, width: int = 24) -> np.ndarray:
@@ -440,12 +441,68 @@ def test_two_ingests_of_one_name_do_not_meet(many: Path, tmp_path: Path) -> None
 
     def another(done: int, total: int) -> None:
         if done == 5:
-            with pytest.raises(DataError, match="another ingest of clinic is running") as caught:
+            with pytest.raises(DataError, match="another ingest or revocation is running") as caught:
                 ingest(many, labels, "clinic", "public", raw)
             said.append(str(caught.value))
 
     assert ingest(many, labels, "clinic", "public", raw, progress=another).collection.images == 70
     assert len(said) == 1
+
+
+def test_what_cannot_be_versioned_leaves_the_collection_that_was_there(folder: Path) -> None:
+    labels, raw = table(folder), folder.parent / "data" / "raw"
+    before = ingest(folder, labels, "clinic", "public", raw).directory
+    stored_before = files.content_digest(before)
+    next(folder.glob("b.*")).unlink()
+
+    def refuse(result: IngestResult) -> None:
+        assert result.collection.images in (2, 3)
+        raise LineageError("it is locked")
+
+    with pytest.raises(LineageError, match="locked"):
+        ingest(folder, labels, "clinic", "public", raw, replace=True, version=refuse)
+    assert files.content_digest(before) == stored_before
+    with pytest.raises(LineageError, match="locked"):
+        ingest(folder, labels, "other", "public", raw, version=refuse)
+    assert not (raw / "public" / "other").exists()
+    assert [path.name for path in (raw / "public").iterdir()] == ["clinic"]
+
+
+def test_an_older_record_can_be_replaced_and_who_withdrew_stays_out(folder: Path) -> None:
+    text = "image_id,grade,patient_id\na,0,p\nb,1,q\nc,2,p\n"
+    labels, raw = table(folder, text), folder.parent / "data" / "raw"
+    directory = ingest(folder, labels, "clinic", "public", raw).directory
+    record = json.loads((directory / collections.COLLECTION_FILE).read_text())
+    gone = pseudonym(PUBLIC_KEY, "patient", "p")
+    (directory / collections.COLLECTION_FILE).write_text(json.dumps({**record, "version": 2, "withdrawn": [gone]}))
+    again = ingest(folder, labels, "clinic", "public", raw, replace=True).collection
+    assert (again.images, again.withdrawn) == (1, (gone,))
+
+
+@pytest.mark.parametrize("size", [48, 400])
+def test_a_proprietary_photograph_in_another_container_does_not_become_public(tmp_path: Path, size: int) -> None:
+    private, public, raw = tmp_path / "private", tmp_path / "public", tmp_path / "data" / "raw"
+    for place in (private, public):
+        place.mkdir()
+        table(place / "x", "image_id,grade\na,1\n").rename(place / "labels.csv")
+    Image.fromarray(phantom(3, 1, size).image).save(private / "a.jpg", quality=95)
+    ingest(private, private / "labels.csv", "clinic", "proprietary", raw, key=Key(b"k" * 32))
+    Image.open(private / "a.jpg").save(public / "a.png")
+    with pytest.raises(DataError, match=r"a\.png is a photograph of the proprietary collection clinic"):
+        ingest(public, public / "labels.csv", "leak", "public", raw)
+    Image.fromarray(phantom(3, 2, size).image).save(public / "a.png")
+    assert ingest(public, public / "labels.csv", "open", "public", raw).collection.images == 1
+
+
+def test_a_picture_too_small_to_see_or_a_name_too_long_is_listed_and_the_rest_goes_on(folder: Path) -> None:
+    Image.new("RGB", (8, 200)).save(folder / "tiny.png")
+    long = "é" * 300 + ".png"
+    labels = folder.parent / "labels.csv"
+    labels.write_text(f"file,grade\na.png,0\ntiny.png,1\n{long},2\n")
+    assert take(folder, labels).rejected == 2
+    said = {row["file"]: row["said"] for row in report_of(folder)}
+    assert "at least 16 x 16 are needed" in said["tiny.png"] or "16" in said["tiny.png"]
+    assert "cannot be opened" in said[long]
 
 
 def test_processes_end_with_the_one_that_started_them(many: Path, tmp_path: Path) -> None:

@@ -283,3 +283,22 @@ def test_originals_with_exif_leave_nothing_but_pixels_in_the_shards(tmp_path: Pa
         assert b"Exif" not in content
         if path.suffix in (".jpg", ".png"):
             assert pixels.leftovers(content) == []
+
+
+def test_small_copies_that_become_equal_when_they_are_mirrored_are_used_once(raw: Path, tmp_path: Path) -> None:
+    """Too small for a fingerprint, each eye and its mirror image as the other eye of another patient."""
+    folder, rows = tmp_path / "mirrors", ["image_id,grade,eye,patient_id"]
+    folder.mkdir()
+    for number in range(12):
+        p = phantom(21, number, 64, grade=1)
+        other = "left" if p.eye == "right" else "right"
+        for name, pixels_, eye in (("a", p.image, p.eye), ("b", np.ascontiguousarray(p.image[:, ::-1]), other)):
+            Image.fromarray(pixels_).save(folder / f"{name}{number}.png")
+            rows.append(f"{name}{number},1,{eye},patient-{name}{number}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    ingest(folder, folder / "labels.csv", "mirrors", "public", raw)
+    made = prepare(raw, tmp_path / "out", change(collections=["mirrors"], laterality="left", held_out=0.4))
+    digests = [row.sha256 for split in manifest.SPLITS for row in load_images(tmp_path / "out", 1, split=split).rows]
+    assert len(set(digests)) == len(digests) == 12
+    assert made["public"].skipped == 12
+    assert "it has the pixels of another image" in (tmp_path / "out/public/grade-1/skipped.csv").read_text()

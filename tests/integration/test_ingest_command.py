@@ -66,9 +66,36 @@ def test_columns_are_named_once_and_kept(project: Path, tmp_path: Path) -> None:
     assert_one_line_error(both, "--mapping names the columns already")
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["grade: 2001-13-45", "grade: 0x_", "grade: !!int abc", "grade: !!timestamp abc", "[" * 3000, "a: [", "- x",
+     "a: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\ngrade: [*b,*b,*b,*b,*b]", "level: x", "grade: 7", "\0", "x" * 70_000],
+)  # fmt: skip
+def test_a_damaged_mapping_is_one_short_line(project: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "m.yaml").write_text(content)
+    options = ("--name", "x", "--visibility", "public", "--json", "--mapping", str(tmp_path / "m.yaml"))
+    done = drp(project, "data", "ingest", str(tmp_path), *options)
+    assert_one_line_error(done, "m.yaml")
+    assert (done.stdout, len(done.stderr) < 1000) == ("", True)
+
+
+def test_a_mapping_that_could_not_be_kept_is_told_before_the_work(project: Path, tmp_path: Path) -> None:
+    delivery = deliver(tmp_path / "kept", 2)
+    options = ("data", "ingest", str(delivery), "--name", "kept", "--visibility", "public")
+    for place in (
+        tmp_path,
+        tmp_path / "no" / "m.yaml",
+        delivery / "m.yaml",
+        delivery / "table.csv",
+        Path("data/raw/m.yaml"),
+    ):
+        assert_one_line_error(drp(project, *options, "--save-mapping", str(place)), "--save-mapping")
+    assert not (project / "data/raw/public/kept").exists()
+
+
 def test_messidor_is_mapped_as_told_or_not_at_all(project: Path, tmp_path: Path) -> None:
     options = ("--name", "messidor", "--visibility", "public", "--layout", "messidor")
-    for wrong in ("0:0,1:1,2:2", "0:0,1:1,2:2,3:9", "zero"):
+    for wrong in ("0:0,1:1,2:2", "0:0,1:1,2:2,3:9", "zero", "0:0,0:1,1:1,2:2,3:3"):
         done = drp(project, "data", "ingest", str(tmp_path), *options, "--messidor-grades", wrong)
         assert_one_line_error(done, "essidor")
     done = drp(project, "data", "ingest", str(tmp_path), *options, "--errata", str(tmp_path / "none.csv"))

@@ -118,6 +118,8 @@ def _choose(delivered: Delivery, layout: str, options: Options, labels: Path | N
         raise DataError(f"There is no layout {layout!r}. Choose one of: {', '.join(LAYOUTS)}, or {AUTO}.")
     if options.columns is not None and name != CSV:
         raise DataError(f"Names of columns were given, but {name} has its own. Leave them out, or choose {CSV}.")
+    if options.messidor_grades != MESSIDOR_TO_ICDR and name != "messidor":
+        raise DataError(f"A mapping of Messidor's grades was given, but this is {name}. Leave it out.")
     if options.errata is not None and name != "messidor":
         raise DataError(f"{options.errata} corrects messidor, but this is {name}. Leave it out.")
     return LAYOUTS[name], reason
