@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -45,7 +46,8 @@ def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], count: i
     running: deque[Future[Result]] = deque()
     try:
         for task in chain(first, waiting):
-            running.append(pool.submit(function, task))
+            with _interruptions_later():
+                running.append(pool.submit(function, task))
             if len(running) > _AHEAD * count:
                 yield running.popleft().result()
         while running:
@@ -56,6 +58,19 @@ def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], count: i
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _interruptions_later() -> Iterator[None]:
+    """Whatever process is started meanwhile never hears an interruption, not even before it can say that it ignores it.
+
+    A blocked signal is inherited; one that comes now reaches this process a little later.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _obey_parent(parent: int) -> None:
