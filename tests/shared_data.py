@@ -17,18 +17,17 @@ GOLDEN = SHARED / "golden" / "stylegan3"
 FUNDUS_MINI = SHARED / "data" / "fundus-mini"
 
 
-def _needs(folder: Path, reason: str) -> pytest.MarkDecorator:
-    absent = not folder.is_dir() and os.environ.get("DRP_REQUIRE_SHARED") != "1"
-    return pytest.mark.skipif(absent, reason=reason)
+def _missing(folder: Path) -> bool:
+    return not folder.is_dir() and os.environ.get("DRP_REQUIRE_SHARED") != "1"
 
 
-needs_golden = _needs(
-    GOLDEN,
-    "compares with numbers computed by NVIDIA's networks, whose non-commercial licence keeps them out of this "
-    "repository; continuous integration has them and fails without (see benchmarks/results/golden-parity.txt)",
+needs_golden = pytest.mark.skipif(
+    _missing(GOLDEN),
+    reason="needs ../shared/golden/stylegan3: numbers of NVIDIA's networks, whose licence keeps them out of this "
+    "repository. CI has them and fails without; benchmarks/results/golden-parity.txt holds the last comparison",
 )
-needs_photographs = _needs(
-    FUNDUS_MINI,
-    "looks at 1,644 photographs by others (HRF, IDRiD, RetinaMNIST, CC BY 4.0), which are no part of this repository; "
-    "continuous integration has them and fails without, and the same code is tested here on synthetic ones",
+needs_photographs = pytest.mark.skipif(
+    _missing(FUNDUS_MINI),
+    reason="needs ../shared/data/fundus-mini: 1,644 photographs by others (HRF, IDRiD, RetinaMNIST, CC BY 4.0). CI has "
+    "them and fails without; the same code is tested here on phantoms",
 )
