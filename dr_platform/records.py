@@ -128,6 +128,7 @@ class Manifest(Record):
     patients_held_out: int
     skipped: int = Field(description="Images of this grade left out (no fundus, a duplicate); skipped.csv lists them.")
     rows_sha256: Digest
+    settings_sha256: Digest | None = Field(None, description="Of the settings that decide what is left out.")
 
     @property
     def train(self) -> int:

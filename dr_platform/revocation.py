@@ -11,14 +11,13 @@ kill in between leaves a patient who is still found; the same command completes 
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import logging
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
@@ -26,17 +25,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dr_platform import files, lineage
 from dr_platform.checkpoint import RECORD_FILE as CHECKPOINT_FILE
-from dr_platform.data import collections, manifest, pseudonyms
+from dr_platform.data import collections, duplicates, ingest, manifest, pseudonyms
 from dr_platform.data.collections import ImageRow
 from dr_platform.data.loader import classes_sha256
-from dr_platform.data.prepare import SKIPPED_FILE
+from dr_platform.data.measurements import Measurement
+from dr_platform.data.prepare import SKIPPED_FILE, read_skipped
 from dr_platform.data.pseudonyms import Key
 from dr_platform.data.report.writing import PAGE_FILE
+from dr_platform.data.screening import MIN_RADIUS
 from dr_platform.errors import DataError, DrpError
 from dr_platform.records import Checkpoint, Collection, EvalReport, Extractor
 from dr_platform.road import REPORT_FILE, Project
@@ -48,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["image", "table", "shard", "features", "checkpoint", "weights", "report", "model version"]
 
+_COMPARED = 2048  # photographs whose likeness is looked at together
 _COLUMNS = ["patient", "sha256", "split", "rank_key", "image_id"]
 _NOT_TOLD = (
     "it was made from images that are not here any more, and nothing proves that the patient's are not among them"
@@ -65,6 +68,15 @@ class Affected:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """Photographs of the patient, or copies of them, that are listed as another's or in another collection."""
+
+    collection: str
+    patient: str | None  # in that collection's own table; None: they name no patient
+    images: int
+
+
+@dataclass(frozen=True)
 class Revocation:
     """A patient of a collection, and everything that follows from the images."""
 
@@ -72,6 +84,7 @@ class Revocation:
     stored: str  # the patient in the collection's own table: a pseudonym, save of phantoms
     patient: str  # the pseudonym of that, which is what manifests and the registry hold
     affected: tuple[Affected, ...]
+    elsewhere: tuple[Elsewhere, ...] = ()
 
     def of(self, kind: Kind) -> list[Affected]:
         """What is affected of one kind."""
@@ -136,14 +149,15 @@ def find(project: Project, name: str, collection: str | None = None, key: Key | 
         if verdict
         for reason, sure in [verdict]
     ]
-    return Revocation(home, patient_id, patient, tuple(affected))
+    return Revocation(home, patient_id, patient, tuple(affected), _elsewhere(project, home, patient_id))
 
 
 def carry_out(project: Project, revocation: Revocation, day: date) -> int:
     """Mark the affected model versions, then write and version the raw collection without the patient's images.
 
-    Returns how many images were taken out. Old versions stay in DVC's cache and remotes until `dvc gc`. Raises
-    DataError, with nothing changed, for phantoms, or if no image would remain.
+    The collection's import report, here alone, no longer names the patient. Returns how many images were taken out. Old
+    versions stay in DVC's cache and remotes until `dvc gc`. Raises DataError, with nothing changed, for phantoms, or if
+    no image would remain.
     """
     with collections.changing(project.raw):
         return _carry_out(project, revocation, day)
@@ -167,6 +181,8 @@ def _carry_out(project: Project, revocation: Revocation, day: date) -> int:
     for item in revocation.of("model version"):
         model, _, number = item.name.rpartition("/")
         mark_revoked(tracker, model, int(number), revocation.patient, day, certain=item.certain)
+    gone = {row.image_id for row in rows if row.patient_id == revocation.stored}
+    ingest.forget_names(project.raw, record.visibility, record.name, gone)
     if len(kept) < len(rows):
         _write_without(directory, record, kept, revocation.stored)
     lineage.track(project.root, directory, record.visibility)
@@ -233,6 +249,38 @@ def _images(project: Project, name: str, patient_id: str, shown: Callable[[Path]
                     yield Affected("image", shown(directory / row.file), "a photograph of the patient")
 
 
+def _elsewhere(project: Project, name: str, patient_id: str) -> tuple[Elsewhere, ...]:
+    """Who else has the patient's photographs: the same files, or near-copies of them."""
+    mine: list[tuple[ImageRow, Measurement]] = []
+    others: list[tuple[str, ImageRow, Measurement]] = []
+    for record in collections.list_collections(project.raw):
+        directory = project.raw / record.visibility / record.name
+        measured = collections.read_measurements(directory, record)
+        for row in collections.read_collection(directory)[1]:
+            if record.name == name and row.patient_id == patient_id:
+                mine.append((row, measured[row.image_id]))
+            else:
+                others.append((record.name, row, measured[row.image_id]))
+    digests = {digest for row, _ in mine for digest in (row.sha256, row.source_sha256)}
+    found = {i for i, (_, row, _) in enumerate(others) if {row.sha256, row.source_sha256} & digests}
+    found |= _alike([each for _, each in mine], [each for _, _, each in others])
+    counts = Counter((others[i][0], others[i][1].patient_id) for i in found)
+    ordered = sorted(counts, key=lambda place: (place[0], place[1] or ""))
+    return tuple(Elsewhere(*place, counts[place]) for place in ordered)
+
+
+def _alike(mine: list[Measurement], others: list[Measurement]) -> set[int]:
+    """Positions of those among `others` that are a near-copy of one of `mine`; small fields cannot be told apart."""
+    ours = [each.fingerprint for each in mine if each.quality.radius >= MIN_RADIUS]
+    large = [i for i, each in enumerate(others) if each.quality.radius >= MIN_RADIUS]
+    found: set[int] = set()
+    for start in range(0, len(large) if ours else 0, _COMPARED):
+        part = large[start : start + _COMPARED]
+        pairs = duplicates.near_duplicates(np.stack([*ours, *(others[i].fingerprint for i in part)]))
+        found |= {part[pair.second - len(ours)] for pair in pairs if pair.first < len(ours) <= pair.second}
+    return found
+
+
 class _Namer:
     """Paths as a user knows them: below the project where they are."""
 
@@ -290,15 +338,9 @@ def _prepared(
             if rows:
                 kind: Kind = "table" if path.name == manifest.ROWS_FILE else "shard"
                 yield Affected(kind, shown(path), f"{rows} of its rows are the patient's")
-        skipped = directory / SKIPPED_FILE
-        if skipped.is_file() and ids:
-            rows = sum(row["collection"] == name and row["image_id"] in ids for row in _csv(skipped))
-            if rows:
-                yield Affected("table", shown(skipped), f"{rows} of its rows are the patient's")
-
-
-def _csv(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+        rows = sum(row["collection"] == name and row["image_id"] in ids for row in read_skipped(directory))
+        if rows:
+            yield Affected("table", shown(directory / SKIPPED_FILE), f"{rows} of its rows are the patient's")
 
 
 class _ImageSets:

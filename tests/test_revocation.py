@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from integration.small_project import make_project
+from PIL import Image
 from typer.testing import CliRunner
 
 from dr_platform import checkpoint, files, lineage, revocation, road
@@ -23,6 +25,7 @@ from dr_platform.config import load_params
 from dr_platform.data import collections
 from dr_platform.data.ingest import ingest
 from dr_platform.data.loader import select_images
+from dr_platform.data.phantom import phantom
 from dr_platform.data.pseudonyms import Key, pseudonym
 from dr_platform.errors import DataError
 from dr_platform.records import EvalReport
@@ -302,6 +305,42 @@ def test_a_revocation_takes_the_images_out_marks_the_versions_and_bears_repetiti
     again_there = {row.image_id for row in collections.read_collection(result.directory)[1]}
     assert again_there == {row.image_id for row in rows}
     assert "the patient has withdrawn" in result.report.read_text()
+
+
+def test_who_else_has_the_photographs_is_said_and_the_import_report_forgets_the_name(tmp_path, monkeypatch):
+    """Another delivery has the same files, and smaller copies of them, under other names of other patients."""
+    root = make_project(tmp_path / "project", phantom={"visibilities": []}, prepare={"collections": ["clinic"]})
+    lineage.init_project(root)
+    project = road.Project(root, load_params(root))
+    drawn = [phantom(7, index, 256, grades=(0, 1, 0, 0, 0)) for index in (0, 1, 10, 20)]
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    for index, picture in enumerate(drawn):
+        (first / f"a{index}.jpg").write_bytes(picture.jpeg)
+    (first / "labels.csv").write_text("image_id,patient_id,grade\na0,anna,1\na1,anna,1\na2,bert,1\na3,carl,1\n")
+    (second / "b0.jpg").write_bytes(drawn[0].jpeg)
+    Image.open(io.BytesIO(drawn[1].jpeg)).resize((224, 224)).save(second / "b1.png")
+    (second / "b2.jpg").write_bytes(drawn[3].jpeg)
+    (second / "labels.csv").write_text("image_id,patient_id,grade\nb0,x17,1\nb1,,1\nb2,x18,1\n")
+    made_first = ingest(first, first / "labels.csv", "clinic", "proprietary", project.raw, key=KEY)
+    made_second = ingest(second, second / "labels.csv", "again", "proprietary", project.raw, key=KEY)
+    assert (made_first.known, made_second.known) == ({}, {"clinic": 2})
+
+    found = revocation.find(project, "anna", key=KEY)
+    theirs = {row.image_id: row.patient_id for row in collections.read_collection(made_second.directory)[1]}
+    named = next(patient for patient in theirs.values() if patient == pseudonym(KEY, "patient", "x17"))
+    assert found.elsewhere == (
+        revocation.Elsewhere("again", None, 1),
+        revocation.Elsewhere("again", named, 1),
+    )
+    revocation.carry_out(project, found, date(2026, 1, 1))
+    told = made_first.report.read_text()
+    assert not [name for name in ("anna", "a0", "a1") if name in told]
+    assert [name for name in ("bert", "carl", "a2", "a3") if name in told] == ["bert", "carl", "a2", "a3"]
+    assert told.count("withdrawn") == 2
+    assert "x17" in made_second.report.read_text()
+    assert revocation.find(project, named, key=KEY).collection == "again"
 
 
 def test_phantoms_are_not_revoked(tmp_path):

@@ -123,7 +123,7 @@ def ingest(
             )
     except KeyboardInterrupt:
         raise StoppedError("what was taken so far is kept. The same command goes on with the rest.") from None
-    if save_mapping is not None:
+    if save_mapping is not None and result.layout == layouts_.CSV:
         layouts_.save_mapping(save_mapping, columns)
     if as_json:
         console.json(
@@ -135,6 +135,7 @@ def ingest(
                 "not_used": result.rejected,
                 "without_grade": result.without_grade,
                 "without_patient": result.without_patient,
+                "known": dict(result.known),
                 "report": str(result.report.relative_to(project.root)),
             }
         )
@@ -142,14 +143,23 @@ def ingest(
     console.say(f"Layout {result.layout}: {result.reason}")
     for note in result.notes:
         console.say(note)
+    if save_mapping is not None and result.layout != layouts_.CSV:
+        console.say(
+            f"{result.layout} has columns of its own, so there is no mapping to keep: {save_mapping} not written"
+        )
     console.result(f"{name}: {result.collection.images} images taken, {result.rejected} not used ({visibility})")
     if result.without_patient:
         console.say(f"{result.without_patient} of them name no patient, so nothing keeps those of one patient together")
+    for other, count in result.known.items():
+        console.say(f"{count} of them are in {other} already, from the same files; prepared together they count once")
     console.say(f"Every file and what became of it: {result.report.relative_to(project.root)} (stays here)")
     if secret is not None:
         console.say(f"Pseudonyms by the key {pseudonyms.key_file(key)} ({secret.fingerprint}). Keep a copy of it")
     used = project.params.prepare.collections
-    console.say("Next: dvc repro" if name in used else f"Next: drp data use {' '.join([*used, name])}; dvc repro")
+    photographs = [each for each in used if each != "phantom"]  # nobody trains on both
+    console.say(
+        "Next: dvc repro" if name in used else f"Next: drp data use {' '.join([*photographs, name])}; dvc repro"
+    )
 
 
 def _require_place(path: Path, project: Project, *read: Path | None) -> None:
@@ -303,8 +313,14 @@ def check(
         for each in found:
             console.say(each.sentence)
     if found:
+        exact_only = project.params.prepare.near_duplicates is None and {each.kind for each in found} == {"near-copy"}
         raise DataError(
-            f"{len(found)} crossings of the split among {len(rows)} images. Prepare again: dvc repro -f prepare"
+            f"{len(found)} crossings of the split among {len(rows)} images. "
+            + (
+                "prepare.near_duplicates is null, so near-copies are not looked for: set it (0.84), then dvc repro"
+                if exact_only
+                else "Prepare again: dvc repro -f prepare"
+            )
         )
     console.say(f"Nothing crosses the split: {len(rows)} images of {len({row.patient for row in rows})} patients")
     blind = separation.not_compared(rows, project.raw)
@@ -320,6 +336,9 @@ def splits(
     out: Annotated[Path | None, typer.Option("--out", help="CSV to write, a row per image, pseudonyms only.")] = None,
 ) -> None:
     """Show how many images of each source and grade are trained on and held out; write the whole table on demand.
+
+    Its image_id is that of prepared images, which reports show too; raw_sha256 leads to the row of labels.csv in the
+    raw collection, whose own image_id is the one in data/import-reports.
 
     Examples:
       drp data splits
@@ -354,7 +373,8 @@ def splits(
         table.add_row(collection, visibility, str(grade), *map(str, cells))
     console.show(table)
     if out is not None:
-        header = ("image_id", "patient", "collection", "visibility", "grade", "eye", "split", "rank", "sha256")
+        header = ("image_id", "patient", "collection", "visibility", "grade", "eye", "split", "rank", "sha256",
+                  "raw_sha256")  # fmt: skip
         body = ([getattr(row, name) for name in header] for row in rows)
         files.write_bytes(out, tables.safe_csv(header, body))
         console.say(f"{len(rows)} rows: {out}")
@@ -469,11 +489,17 @@ def revoke(
     for item in found.affected:
         table.add_row(item.kind, item.name, item.reason if item.certain else f"not certain: {item.reason}")
     console.show(table)
+    for place in found.elsewhere:
+        said = f"{place.images} photographs in {place.collection} are the same or copies of them"
+        console.say(
+            f"{said}. Revoke there too: drp data revoke --collection {place.collection} --patient {place.patient}"
+            if place.patient
+            else f"{said}, and name no patient. Take them out of the delivery and ingest it again with --replace"
+        )
     if not yes:
         console.say("Nothing was changed. To do it: the same command with --yes")
         return
     tagged = len(found.of("model version"))
     console.say(f"{found.collection}: {removed} images taken out; {tagged} versions are tagged {found.patient}")
-    console.say(f"data/import-reports/*/{found.collection}.csv still names the patient, here alone: remove it by hand")
     console.say("Next: dvc repro; drp promote a version that is not affected")
     console.say("Earlier versions stay in cache and remotes until: dvc gc --workspace --cloud, for each remote (-r)")

@@ -14,14 +14,17 @@ goes on where it was, and ends with the same bytes.
 from __future__ import annotations
 
 import base64
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -63,6 +66,7 @@ class IngestResult:
     rejected: int
     without_grade: int
     without_patient: int
+    known: Mapping[str, int]  # other collections that hold some of the same files -> how many
 
 
 @dataclass(frozen=True)
@@ -528,15 +532,46 @@ def _finish(
         rejected=len(refused),
         without_grade=sum(row.grade is None for row in rows),
         without_patient=sum(row.patient_id is None for row in rows),
+        known=_held_by_others(rows, target),
     )
     with files.placed(aside, target):
         version(result)
     return result
 
 
+def _held_by_others(rows: Sequence[ImageRow], target: Path) -> dict[str, int]:
+    """Other collections that were made from some of the same files, with their number."""
+    delivered = {row.source_sha256 for row in rows}
+    counts = {}
+    for path in sorted(target.parent.parent.glob(f"*/[!.]*/{collections.COLLECTION_FILE}")):
+        if path.parent == target:
+            continue
+        try:
+            others = collections.read_collection(path.parent)[1]
+        except DataError as error:  # of that collection, and no fault of this one
+            logger.warning("Not compared with this delivery: %s", error)
+            continue
+        counts[path.parent.name] = sum(row.source_sha256 in delivered for row in others)
+    return {name: count for name, count in counts.items() if count}
+
+
 def report_file(raw_root: Path, visibility: Visibility, name: str) -> Path:
     """Where the import report of a collection lies: beside the raw data, never among it."""
     return raw_root.parent / REPORTS / visibility / f"{name}.csv"
+
+
+def forget_names(raw_root: Path, visibility: Visibility, name: str, images: AbstractSet[str]) -> None:
+    """Take out of an import report what names these images, pseudonyms, and the patients whose they are."""
+    path = report_file(raw_root, visibility, name)
+    if not images or not path.is_file():
+        return
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+    header, body = rows[0], [dict(zip(rows[0], row, strict=False)) for row in rows[1:]]
+    patients = {row["patient_id"] for row in body if row["pseudonym"] in images} - {""}
+    for row in body:
+        if row["pseudonym"] in images or row["patient_id"] in patients:
+            row.update(dict.fromkeys(header, ""), outcome="withdrawn")
+    _write_private(path, header, [[row[column] for column in header] for row in body])
 
 
 def _write_report(target: Path, outcomes: Iterable[tuple[_Task, _Taken | _Refused]]) -> Path:
@@ -555,6 +590,10 @@ def _write_report(target: Path, outcomes: Iterable[tuple[_Task, _Taken | _Refuse
     # The directory keeps itself out of git and DVC, wherever the project's own lists stand.
     for name in (".gitignore", ".dvcignore"):
         files.write_text(path.parent.parent / name, "*\n")
+    _write_private(path, header, rows)
+    return path
+
+
+def _write_private(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     files.write_bytes(path, tables.safe_csv(header, rows))
     path.chmod(0o600)
-    return path

@@ -29,6 +29,7 @@ SPLITS: tuple[Split, ...] = ("train", "held-out")
 ROWS_FILE = "manifest.parquet"
 RECORD_FILE = "manifest.json"
 _PSEUDONYM_DIGITS = 16
+_APART = {"grade", "collections", "visibility", "shard_images"}  # settings that change no image of a collection
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,15 @@ def write_manifest(
         patients_held_out=len(patients["held-out"]),
         skipped=skipped,
         rows_sha256=files.sha256_file(directory / ROWS_FILE),
+        settings_sha256=settings_sha256(config),
     )
     record.write(directory / RECORD_FILE)
     return record
+
+
+def settings_sha256(config: PrepareConfig) -> str:
+    """A digest of the settings by which every grade of both visibilities is prepared, whatever the collections."""
+    return files.sha256_json(config.model_dump(mode="json", exclude=_APART))
 
 
 def read_manifest(directory: Path) -> tuple[Manifest, list[ManifestRow]]:

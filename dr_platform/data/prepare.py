@@ -9,7 +9,9 @@ recognises a result by them.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -88,6 +90,13 @@ def prepare(
                 f"{total - held_out} show no field of view. Lower prepare.held_out or ingest more images."
             )
     return manifests
+
+
+def read_skipped(directory: Path) -> list[dict[str, str]]:
+    """What was left out of a prepared directory: collection, image_id and reason of each image."""
+    path = directory / SKIPPED_FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def _find(raw_root: Path, name: str, config: PrepareConfig) -> list[Source]:

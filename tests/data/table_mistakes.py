@@ -1,8 +1,9 @@
 """Tables of images with one mistake each, and what is to be said of it."""
 
 MISTAKES = [
-    ("image_id,level\na,1\n", r"no column 'grade' for grade\. It has: image_id, level"),
-    ("name,grade\na,1\n", r"neither a column 'image_id' nor 'file'\. It has: name, grade"),
+    ("image_id,level\na,1\n", r"no column 'grade' for grade\. It has: image_id, level\. .* is: --grade COLUMN\."),
+    ("name,grade\na,1\n", r"no column 'image_id' or 'file' for image_id or file\. It has: name, grade"),
+    ("name,level\na,1\n", r"no column 'grade' for grade, and no column .*: --grade COLUMN, --image-id COLUMN, --file "),
     ("image_id,grade,grade\na,1,1\n", "two columns 'grade'"),
     ("image_id,grade\na,1\nb,2\n\na,1\n", "row 5: image_id 'a' is in row 2 already"),
     ("image_id,file,grade\nx,a.png,1\ny,a.png,1\n", r"row 3: file 'a\.png' is in row 2 already"),

@@ -203,7 +203,8 @@ def test_progress_ends_at_its_total(place):
 def test_what_was_prepared_from_other_settings_is_said(place):
     (mirrored,) = collect(place).notes  # a planted copy, which shows the disc of the other eye
     assert mirrored.startswith("In 1 of 30 images of a known eye the disc lies where that of the other eye does")
-    assert "Run: dvc repro prepare" in collect(place, config={"seed": 9}).notes[0]
+    for changed in ({"seed": 9}, {"grade": 2}, {"rim_text": "keep"}, {"quality": {"min_focus": 0.5}}):
+        assert "Run: dvc repro prepare" in collect(place, config=changed).notes[0]
 
 
 def test_without_anything_prepared_the_page_says_so(place, tmp_path):

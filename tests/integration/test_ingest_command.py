@@ -62,6 +62,7 @@ def test_columns_are_named_once_and_kept(project: Path, tmp_path: Path) -> None:
     again = ("--mapping", str(tmp_path / "m.yaml"), "--name", "autumn")
     done = drp(project, "data", "ingest", str(second), *again, *common)
     assert json.loads(done.stdout)["collection"]["images"] == 4
+    assert json.loads(done.stdout)["known"] == {"spring": 3}
     both = drp(project, "data", "ingest", str(second), *again, "--grade", "x", *common)
     assert_one_line_error(both, "--mapping names the columns already")
 

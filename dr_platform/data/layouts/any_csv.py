@@ -61,21 +61,19 @@ def _standard(delivery: Delivery) -> list[str]:
 
 def _present(table: Table, columns: ColumnMap) -> dict[str, int]:
     """Field of ColumnMap -> column, for those there are. There must be grade, image_id or file, and any renamed one."""
-    present = {}
+    present, missing = {}, {}
     for field in fields(ColumnMap):
         column = getattr(columns, field.name)
         if table.has(column):
             present[field.name] = table.index(column)
         elif column != field.default or field.name == "grade":
-            raise DataError(
-                f"{table.name} has no column {column!r} for {field.name}. It has: {table.said()}. "
-                f"Say which of them it is."
-            )
-    if not {"image_id", "file"} & present.keys():
-        raise DataError(
-            f"{table.name} has neither a column {columns.image_id!r} nor {columns.file!r}. "
-            f"It has: {table.said()}. Say which of them it is."
-        )
+            missing[field.name] = repr(column)
+    if not {"image_id", "file"} & present.keys() and not {"image_id", "file"} & missing.keys():
+        missing |= {"image_id or file": f"{columns.image_id!r} or {columns.file!r}"}
+    if missing:
+        said = ", and ".join(f"no column {column} for {field}" for field, column in missing.items())
+        options = ", ".join(f"--{field.replace('_', '-')} COLUMN" for name in missing for field in name.split(" or "))
+        raise DataError(f"{table.name} has {said}. It has: {table.said()}. Say which of them it is: {options}.")
     return present
 
 

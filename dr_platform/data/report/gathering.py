@@ -7,8 +7,6 @@ not in a `Report` cannot be shown by mistake. The same data gives the same repor
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -155,9 +153,7 @@ def _add_skipped(left_out: dict[Key, str], sources: Sequence[Source], roots: Seq
     for label in VISIBILITIES:
         for root in roots:
             for record in _records(root, label):
-                path = record.with_name(prepare.SKIPPED_FILE)
-                text = path.read_text(encoding="utf-8") if path.is_file() else ""
-                for row in csv.DictReader(io.StringIO(text)):
+                for row in prepare.read_skipped(record.parent):
                     key = (str(label), row["collection"], row["image_id"])
                     if key in known:
                         left_out.setdefault(key, row["reason"])
@@ -177,12 +173,12 @@ def _notes(
     notes = []
     if not prepared:
         notes.append("Nothing has been prepared yet, so there is no split to show. Run: dvc repro prepare")
-    raw = {row.sha256 for source in sources for row in source.rows}
-    settings = (config.resolution, config.seed, config.held_out)
-    if any((record.resolution, record.seed, record.held_out) != settings for record, _ in prepared) or any(
-        row.raw_sha256 not in raw for _, rows in prepared for row in rows
-    ):
-        notes.append("What was prepared follows from other data or settings than those here. Run: dvc repro prepare")
+    elif not _is_current(sources, prepared, config):
+        notes.append(
+            "What was prepared follows from other data or settings than those here, and so do the split and the "
+            "numbers of images to train on and held out; what is left out is counted by those here. "
+            "Run: dvc repro prepare"
+        )
     facing = [(row.eye, source.measured[row.image_id].disc) for source in shown for row in source.rows]
     wrong = sum(views.is_inverted(eye, disc) for eye, disc in facing)
     if wrong:
@@ -197,6 +193,22 @@ def _notes(
         total = sum(len(source.rows) for source in shown)
         notes.append(f"{unknown} of {total} images name no patient; each is split as a patient of its own.")
     return tuple(notes)
+
+
+def _is_current(
+    sources: Sequence[Source], prepared: Sequence[tuple[Manifest, list[ManifestRow]]], config: PrepareConfig
+) -> bool:
+    """Whether `dvc repro prepare` would prepare the same again, as far as records tell."""
+    settings = manifest.settings_sha256(config)
+    names = {(source.record.visibility, source.record.name) for source in sources}
+    searched = {(record.visibility, name) for record, _ in prepared for name in record.collections}
+    raw = {row.sha256 for source in sources for row in source.rows}
+    return (
+        config.grade in {record.grade for record, _ in prepared}
+        and all(record.settings_sha256 == settings for record, _ in prepared)
+        and names == searched
+        and all(row.raw_sha256 in raw for _, rows in prepared for row in rows)
+    )
 
 
 def _count(source: Source, screened: Screening) -> CollectionCount:

@@ -98,7 +98,7 @@ def _header(report: Report) -> str:
         ("Data version", f"<code>{report.digest[:12]}</code>"),
         ("Prepared grade" + ("s" if len(report.grades) > 1 else ""), ", ".join(map(str, report.grades))),
         ("Resolution", f"{report.resolution} × {report.resolution} px"),
-        ("Shown", "public and proprietary" if report.proprietary else "public collections only"),
+        ("Shown", _shown(report)),
     ]
     hidden = report.withheld
     images = sum(count.images for count in report.collections) + hidden.images
@@ -120,6 +120,12 @@ def _header(report: Report) -> str:
         f'<dl class="figures">{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for value, name in figures_)}</dl>'
         f"{notes}</header>\n"
     )
+
+
+def _shown(report: Report) -> str:
+    if report.proprietary:
+        return "public and proprietary"
+    return "public collections" + ("; proprietary ones count in the totals alone" if report.withheld.images else "")
 
 
 # ---- counts ----------------------------------------------------------------------------------------------------------
