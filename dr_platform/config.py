@@ -404,7 +404,7 @@ def parse_params(raw: dict[str, Any], *, source: str) -> Params:
 
 def _read_yaml(path: Path, hint: str = "correct it") -> dict[str, Any]:
     try:
-        loaded = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
+        loaded = UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; {hint}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -421,7 +421,7 @@ class _DuplicateKey(yaml.constructor.ConstructorError):
     """A mapping names a key twice."""
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error: the last one would win in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -102,11 +102,24 @@ def directory_aside(target: Path, *, failure: type[DrpError]) -> Iterator[Path]:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what killed processes left beside `target`, and what this one did."""
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.*"):
-        process = leftover.name.split(".")[-2]
-        if process.isdigit() and (int(process) == os.getpid() or not _alive(int(process))):
+    """Settle what killed processes left beside `target`, and what this one did: unfinished ones go.
+
+    Of an earlier `target` that was about to be replaced: it returns if nothing took its place.
+    """
+    for leftover in sorted(target.parent.glob(f".{glob.escape(target.name)}.*.*")):
+        process, kind = leftover.name.split(".")[-2:]
+        if not process.isdigit() or (int(process) != os.getpid() and _alive(int(process))):
+            continue
+        if kind == "old" and not target.exists():
+            os.rename(leftover, target)
+        else:
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def mend(parent: Path) -> None:
+    """Let each directory below `parent` return that a killed process had moved away and not replaced."""
+    for old in sorted(parent.glob(".*.*.old")):
+        _sweep(old.with_name(old.name[1:].rsplit(".", 2)[0]))
 
 
 def _alive(process: int) -> bool:
@@ -121,18 +134,13 @@ def _alive(process: int) -> bool:
 
 def put_in_place(aside: Path, target: Path) -> None:
     """Make the directory `aside` be `target`, in place of an earlier one; the files in it are synced already."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    sync(aside)
-    if target.exists():
-        os.rename(target, old)
-    os.rename(aside, target)
-    sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with placed(aside, target):
+        pass
 
 
 @contextmanager
 def placed(aside: Path, target: Path) -> Iterator[None]:
-    """`put_in_place`, to stay only if the block succeeds; else `target` is what it was before, or nothing."""
+    """`put_in_place`, to stay only if the block succeeds; else `aside` is back, and `target` what it was or nothing."""
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     sync(aside)
     replaced = target.exists()
@@ -143,20 +151,11 @@ def placed(aside: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
+        os.rename(target, aside)
         if replaced:
             os.rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def mend_placed(target: Path) -> None:
-    """Settle what a `placed` or `put_in_place` that was killed left: the old one returns if `target` is gone."""
-    for old in sorted(target.parent.glob(f".{target.name}.*.old")):
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(old, target)
 
 
 def _advice(error: OSError) -> str:

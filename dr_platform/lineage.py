@@ -298,18 +298,26 @@ def _lock_text(root: Path) -> bytes | None:
 def track(root: Path, directory: Path, visibility: Visibility) -> Path:
     """Version a directory of data and bind it to the remote of its visibility; returns its .dvc file.
 
-    directory: below data/raw/VISIBILITY of the project. Raises LineageError.
+    directory: below data/raw/VISIBILITY of the project. Raises LineageError, the .dvc file then being as it was.
     """
     _config(root)
     home = root / RAW / visibility
     if not directory.resolve().is_relative_to(home.resolve()):
         raise LineageError(f"{directory} is {visibility}, but does not lie in {home}. Move it there first.")
-    _dvc(root, "add", "--quiet", str(directory))
     pointer = directory.with_name(f"{directory.name}.dvc")
-    content = _yaml(pointer)
-    for out in content["outs"]:
-        out["remote"] = REMOTE_OF[visibility]
-    files.write_text(pointer, yaml.safe_dump(content, sort_keys=False))
+    before = pointer.read_bytes() if pointer.is_file() else None
+    try:
+        _dvc(root, "add", "--quiet", str(directory))
+        content = _yaml(pointer)
+        for out in content["outs"]:
+            out["remote"] = REMOTE_OF[visibility]
+        files.write_text(pointer, yaml.safe_dump(content, sort_keys=False))
+    except BaseException:
+        if before is None:
+            pointer.unlink(missing_ok=True)
+        else:
+            files.write_bytes(pointer, before)
+        raise
     return pointer
 
 

@@ -26,8 +26,8 @@ def stricter(*labels: Visibility) -> Visibility:
 
 
 def licences_in_words(licences: Iterable[str]) -> str:
-    """Licences as one text, each once."""
-    return "; ".join(sorted({licence or "not stated" for licence in licences})) or "not stated"
+    """Licences as one text, each once; those that are such a text already are taken apart."""
+    return "; ".join(sorted({each or "not stated" for text in licences for each in text.split("; ")})) or "not stated"
 
 
 class Record(BaseModel):

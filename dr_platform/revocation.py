@@ -25,20 +25,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dr_platform import files, lineage
 from dr_platform.checkpoint import RECORD_FILE as CHECKPOINT_FILE
-from dr_platform.data import collections, duplicates, ingest, manifest, pseudonyms
+from dr_platform.data import collections, ingest, manifest, pseudonyms, screening
 from dr_platform.data.collections import ImageRow
 from dr_platform.data.loader import classes_sha256
-from dr_platform.data.measurements import Measurement
 from dr_platform.data.prepare import SKIPPED_FILE, read_skipped
 from dr_platform.data.pseudonyms import Key
-from dr_platform.data.report.writing import PAGE_FILE
-from dr_platform.data.screening import MIN_RADIUS
+from dr_platform.data.report.writing import page_files
+from dr_platform.data.screening import Seen
 from dr_platform.errors import DataError, DrpError
 from dr_platform.records import Checkpoint, Collection, EvalReport, Extractor
 from dr_platform.road import REPORT_FILE, Project
@@ -50,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["image", "table", "shard", "features", "checkpoint", "weights", "report", "model version"]
 
-_COMPARED = 2048  # photographs whose likeness is looked at together
 _COLUMNS = ["patient", "sha256", "split", "rank_key", "image_id"]
 _NOT_TOLD = (
     "it was made from images that are not here any more, and nothing proves that the patient's are not among them"
@@ -122,6 +119,8 @@ def find(project: Project, name: str, collection: str | None = None, key: Key | 
     several know a patient of that name. key: the one behind the pseudonyms of proprietary collections.
     Raises DataError if none knows the patient.
     """
+    with collections.changing(project.raw):  # what a killed revocation left is settled
+        pass
     tables = _tables(project)
     home, patient_id = _identify(project, tables, name, collection, key)
     patient = manifest.pseudonym(f"{home}/{patient_id}")
@@ -250,35 +249,21 @@ def _images(project: Project, name: str, patient_id: str, shown: Callable[[Path]
 
 
 def _elsewhere(project: Project, name: str, patient_id: str) -> tuple[Elsewhere, ...]:
-    """Who else has the patient's photographs: the same files, or near-copies of them."""
-    mine: list[tuple[ImageRow, Measurement]] = []
-    others: list[tuple[str, ImageRow, Measurement]] = []
+    """Who else has the patient's photographs, or copies of them."""
+    mine: list[Seen] = []
+    others: list[Seen] = []
+    homes: list[str] = []
     for record in collections.list_collections(project.raw):
-        directory = project.raw / record.visibility / record.name
-        measured = collections.read_measurements(directory, record)
-        for row in collections.read_collection(directory)[1]:
+        for row, measured in screening.seen(project.raw / record.visibility / record.name):
             if record.name == name and row.patient_id == patient_id:
-                mine.append((row, measured[row.image_id]))
+                mine.append((row, measured))
             else:
-                others.append((record.name, row, measured[row.image_id]))
-    digests = {digest for row, _ in mine for digest in (row.sha256, row.source_sha256)}
-    found = {i for i, (_, row, _) in enumerate(others) if {row.sha256, row.source_sha256} & digests}
-    found |= _alike([each for _, each in mine], [each for _, _, each in others])
-    counts = Counter((others[i][0], others[i][1].patient_id) for i in found)
+                others.append((row, measured))
+                homes.append(record.name)
+    found = {j for _, j in screening.same_photographs(mine, others)}
+    counts = Counter((homes[j], others[j][0].patient_id) for j in found)
     ordered = sorted(counts, key=lambda place: (place[0], place[1] or ""))
     return tuple(Elsewhere(*place, counts[place]) for place in ordered)
-
-
-def _alike(mine: list[Measurement], others: list[Measurement]) -> set[int]:
-    """Positions of those among `others` that are a near-copy of one of `mine`; small fields cannot be told apart."""
-    ours = [each.fingerprint for each in mine if each.quality.radius >= MIN_RADIUS]
-    large = [i for i, each in enumerate(others) if each.quality.radius >= MIN_RADIUS]
-    found: set[int] = set()
-    for start in range(0, len(large) if ours else 0, _COMPARED):
-        part = large[start : start + _COMPARED]
-        pairs = duplicates.near_duplicates(np.stack([*ours, *(others[i].fingerprint for i in part)]))
-        found |= {part[pair.second - len(ours)] for pair in pairs if pair.first < len(ours) <= pair.second}
-    return found
 
 
 class _Namer:
@@ -507,8 +492,7 @@ def _reports(project: Project) -> Iterator[tuple[Path, EvalReport]]:
 
 def _pages(project: Project, home: str, shown: Callable[[Path], str]) -> Iterator[Affected]:
     """Pages of `drp data report` where they usually lie; what they show is chosen by chance of a seed."""
-    for place in ("results", "data/import-reports"):
-        page = project.root / place / PAGE_FILE
+    for page in page_files(project.root):
         if page.is_file():
             yield Affected("report", shown(page), f"it may show photographs of {home}: write it again", certain=False)
 

@@ -56,6 +56,34 @@ with files.directory_aside(Path({str(tmp_path / "out")!r}), failure=DataError) a
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_what_a_killed_process_moved_away_returns_unless_something_took_its_place(replaced, tmp_path):
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    old = tmp_path / f".out.x.{done.stdout.strip()}.old"
+    old.mkdir()
+    (old / "a").write_text("old")
+    if replaced:
+        (tmp_path / "out.x").mkdir()
+        (tmp_path / "out.x" / "a").write_text("new")
+    files.mend(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.x"]
+    assert (tmp_path / "out.x" / "a").read_text() == ("new" if replaced else "old")
+
+
+def test_a_directory_that_did_not_stay_in_its_place_is_back_where_it_was(tmp_path):
+    for name in ("aside", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text(name)
+    read = []
+    with pytest.raises(KeyError, match="stop"), files.placed(tmp_path / "aside", tmp_path / "target"):
+        raise KeyError("stop", read.append((tmp_path / "target" / "a").read_text()))
+    assert read == ["aside"]
+    assert {path.name: (path / "a").read_text() for path in tmp_path.iterdir()} == {
+        "aside": "aside",
+        "target": "target",
+    }
+
+
 def test_equal_values_have_equal_digests_whatever_their_order():
     assert files.sha256_json({"a": 1, "b": [2, 3]}) == files.sha256_json({"b": [2, 3], "a": 1})
     assert files.sha256_json({"a": 1}) != files.sha256_json({"a": 2})

@@ -290,11 +290,10 @@ def _status(project: Project) -> dict[str, Any]:
                 "metrics": [metric.model_dump(mode="json") for metric in report.metrics],
             }
         )
-    present = {each.name for each in collections.list_collections(project.raw)}
     return {
         "profile": project.params.profile,
         "data": lineage.data_versions(project.root),
-        "missing": [name for name in project.params.prepare.collections if name not in present],
+        "missing": [name for name in project.params.prepare.collections if not collections.is_there(project.raw, name)],
         "models": models,
     }
 

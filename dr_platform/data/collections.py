@@ -89,6 +89,11 @@ def collection_directory(raw_root: Path, visibility: Visibility, name: str) -> P
     return raw_root / visibility / name
 
 
+def is_there(raw_root: Path, name: str) -> bool:
+    """Whether there is a collection of that name, whatever its state."""
+    return any((raw_root / visibility / name / COLLECTION_FILE).is_file() for visibility in VISIBILITIES)
+
+
 def list_collections(raw_root: Path) -> list[Collection]:
     """Every collection under `raw_root`, public ones first, by name. Raises DataError for a damaged one."""
     return [
@@ -237,7 +242,8 @@ def _draw(
 def changing(raw_root: Path) -> Iterator[None]:
     """Hold the raw data against other ingests and revocations while the block runs; the lock of a dead process is none.
 
-    Raises DataError if another one is changing them.
+    A collection that a killed one was about to replace is back before the block begins. Raises DataError if another one
+    is changing them.
     """
     raw_root.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(raw_root, os.O_RDONLY)
@@ -248,6 +254,8 @@ def changing(raw_root: Path) -> Iterator[None]:
             raise DataError(
                 "another ingest or revocation is running in this project. Wait for it, or end it and run this again."
             ) from None
+        for visibility in VISIBILITIES:
+            files.mend(raw_root / visibility)
         yield
     finally:
         os.close(descriptor)

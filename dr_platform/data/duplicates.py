@@ -96,15 +96,43 @@ def near_duplicates(
     block: rows and columns of the correlation matrix held at a time; 2048 take 16 MB. Raises DataError on another
     shape or type.
     """
+    _require_fingerprints(fingerprints)
+    return _best(fingerprints, fingerprints, candidates(fingerprints, coarse_threshold, block=block), threshold)
+
+
+def near_duplicates_between(
+    first: NDArray[np.int8],
+    second: NDArray[np.int8],
+    *,
+    threshold: float = THRESHOLD,
+    coarse_threshold: float = COARSE_THRESHOLD,
+    block: int = 2048,
+) -> list[Pair]:
+    """As `near_duplicates`, but pairs of one of `first` [n, 128, 128] and one of `second` [m, 128, 128] alone.
+
+    A pair's positions are those within either. Raises DataError on another shape or type.
+    """
+    for fingerprints in (first, second):
+        _require_fingerprints(fingerprints)
+    return _best(first, second, candidates(first, coarse_threshold, second, block=block), threshold)
+
+
+def _require_fingerprints(fingerprints: NDArray[np.int8]) -> None:
     if fingerprints.dtype != np.int8 or fingerprints.shape[1:] != (SIDE, SIDE):
         found = f"{fingerprints.dtype} {list(fingerprints.shape)}"
         raise DataError(f"fingerprints are {found}; int8 [n, {SIDE}, {SIDE}] is needed. Stack those of fingerprint().")
+
+
+def _best(
+    first: NDArray[np.int8], second: NDArray[np.int8], found: Iterator[tuple[int, int, str]], threshold: float
+) -> list[Pair]:
+    """The candidates that are alike, each pair in its best orientation, in order of position."""
     best: dict[tuple[int, int], Pair] = {}
-    for first, second, how in candidates(fingerprints, coarse_threshold, block):
-        alike = _registered(fingerprints[first], _oriented(fingerprints[second], how))
-        known = best.get((first, second))
+    for i, j, how in found:
+        alike = _registered(first[i], _oriented(second[j], how))
+        known = best.get((i, j))
         if alike >= threshold and (known is None or alike > known.similarity):
-            best[first, second] = Pair(first, second, alike, how)
+            best[i, j] = Pair(i, j, alike, how)
     return [best[key] for key in sorted(best)]
 
 
@@ -118,25 +146,34 @@ def groups(pairs: Sequence[Pair], n: int) -> list[list[int]]:
     return sorted([int(i) for i in group] for group in members if len(group) > 1)
 
 
-def candidates(fingerprints: NDArray[np.int8], threshold: float, block: int = 2048) -> Iterator[tuple[int, int, str]]:
-    """Pairs (first < second) whose coarse vectors correlate by `threshold` or more, with the second's orientation.
+def candidates(
+    fingerprints: NDArray[np.int8], threshold: float, others: NDArray[np.int8] | None = None, *, block: int = 2048
+) -> Iterator[tuple[int, int, str]]:
+    """Pairs whose coarse vectors correlate by `threshold` or more, with the second's orientation.
 
-    Every pair is looked at, in four orientations: 2 n² products of vectors of about 700 numbers."""
-    starts = range(0, len(fingerprints), block)
-    maps = np.zeros((len(fingerprints), _COARSE_SIDE, _COARSE_SIDE), np.float32)
-    for i in starts:
-        maps[i : i + block] = _coarse(fingerprints[i : i + block])
+    Of the fingerprints among each other, first < second: 2 n² products of vectors of about 700 numbers, for four
+    orientations; with others, of one of these and one of those: 4 n m.
+    """
     inside = _radius(_COARSE_SIDE) <= _FIELD
+    maps = _coarse_maps(fingerprints, block)
     first_vectors = _unit(maps, inside)
+    other_maps = maps if others is None else _coarse_maps(others, block)
     for how in ORIENTATIONS:
-        vectors = _unit(_oriented(maps, how), inside)
-        for i in starts:
-            for j in range(i, len(maps), block):
+        vectors = _unit(_oriented(other_maps, how), inside)
+        for i in range(0, len(maps), block):
+            for j in range(i if others is None else 0, len(other_maps), block):
                 products = first_vectors[i : i + block] @ vectors[j : j + block].T
                 rows, columns = np.nonzero(products >= threshold)
                 for row, column in zip((rows + i).tolist(), (columns + j).tolist(), strict=True):
-                    if row < column:
+                    if others is not None or row < column:
                         yield row, column, how
+
+
+def _coarse_maps(fingerprints: NDArray[np.int8], block: int) -> Array:
+    maps = np.zeros((len(fingerprints), _COARSE_SIDE, _COARSE_SIDE), np.float32)
+    for i in range(0, len(fingerprints), block):
+        maps[i : i + block] = _coarse(fingerprints[i : i + block])
+    return maps
 
 
 # ---- one fingerprint -----------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -33,16 +34,16 @@ from typing import Any
 import numpy as np
 
 from dr_platform import files
-from dr_platform.data import archives, collections, layouts, pixels, pool, pseudonyms, tables
+from dr_platform.data import archives, collections, layouts, pixels, pool, pseudonyms, screening, tables
 from dr_platform.data.collections import VISIBILITIES, ImageRow, Progress
 from dr_platform.data.containers import is_dicom
 from dr_platform.data.dicom import decode_dicom
-from dr_platform.data.duplicates import SIDE, near_duplicates
+from dr_platform.data.duplicates import SIDE
 from dr_platform.data.listing import Listed, Listing
 from dr_platform.data.measurements import Measurement, measure
 from dr_platform.data.pixels import UnusableImageError
 from dr_platform.data.quality import Quality
-from dr_platform.data.screening import MIN_RADIUS
+from dr_platform.data.screening import Seen
 from dr_platform.errors import DataError
 from dr_platform.records import Collection, Visibility
 
@@ -50,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 REPORTS = "import-reports"
 ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm")
-_JOURNAL = ".journal.jsonl"
 
 
 @dataclass(frozen=True)
@@ -123,46 +123,43 @@ def ingest(
     Raises DataError, with nothing written, for a mistake in a table, a name that is taken, or no usable image.
     """
     with collections.changing(raw_root):
-        return _ingest(
-            source, labels, name, visibility, raw_root, layout, options, key, license, strict, replace, processes,
-            progress, version,
-        )  # fmt: skip
+        target = _free_target(raw_root, visibility, name, replace)
+        if source.resolve().is_relative_to(raw_root.resolve()):
+            raise DataError(
+                f"{source} is a part of this project's raw data, which was taken in already. Give a delivery."
+            )
+        key = pseudonyms.PUBLIC_KEY if visibility == "public" else key
+        if key is None:
+            raise DataError(
+                "a proprietary collection needs a key for its pseudonyms. Pass one: see pseudonyms.load_key"
+            )
+        wanted = _Wanted(name, visibility, target, key, _withdrawn(target))
+        private = _private_photographs(raw_root) if visibility == "public" else []
+        with _delivered(source, raw_root) as folder:
+            listing = layouts.list_images(folder, layout, labels=labels, options=options)
+            with _unfinished(target, _plan_of(listing, key, license)) as aside:
+                tasks = [_task(folder, listed, key, license, aside) for listed in listing.images]
+                stay = [task for task in tasks if task.patient_id not in wanted.withdrawn]
+                outcomes = _take_all(stay, aside, strict, processes, progress)
+                gone = (task for task in tasks if task.patient_id in wanted.withdrawn)
+                outcomes += [(task, _Refused("the patient has withdrawn")) for task in gone]
+                _require_unknown(outcomes, private)
+                return _finish(outcomes, listing, wanted, aside, version)
 
 
-def _ingest(
-    source: Path,
-    labels: Path | None,
-    name: str,
-    visibility: Visibility,
-    raw_root: Path,
-    layout: str,
-    options: layouts.Options | None,
-    key: pseudonyms.Key | None,
-    license: str | None,
-    strict: bool,
-    replace: bool,
-    processes: int,
-    progress: Progress,
-    version: Callable[[IngestResult], object],
-) -> IngestResult:
-    files.mend_placed(collections.collection_directory(raw_root, visibility, name))
-    target = _free_target(raw_root, visibility, name, replace)
-    if source.resolve().is_relative_to(raw_root.resolve()):
-        raise DataError(f"{source} is a part of this project's raw data, which was taken in already. Give a delivery.")
-    withdrawn = _withdrawn(target)
-    key = pseudonyms.PUBLIC_KEY if visibility == "public" else key
-    if key is None:
-        raise DataError("a proprietary collection needs a key for its pseudonyms. Pass one: see pseudonyms.load_key")
-    with _delivered(source, raw_root) as folder:
-        listing = layouts.list_images(folder, layout, labels=labels, options=options)
-        with _unfinished(target, _plan_of(folder, listing, key, license)) as aside:
-            tasks = [_task(folder, listed, key, license, aside) for listed in listing.images]
-            gone = [task for task in tasks if task.patient_id in withdrawn]
-            stay = [task for task in tasks if task.patient_id not in withdrawn]
-            outcomes = _take_all(stay, aside, strict, processes, progress)
-            outcomes += [(task, _Refused("the patient has withdrawn")) for task in gone]
-            _require_unknown(outcomes, raw_root, visibility)
-            return _finish(outcomes, listing, name, visibility, target, aside, key, withdrawn, version)
+@dataclass(frozen=True)
+class _Wanted:
+    """The collection that is to be made."""
+
+    name: str
+    visibility: Visibility
+    target: Path
+    key: pseudonyms.Key
+    withdrawn: tuple[str, ...]  # patients who stay out
+
+    @property
+    def report(self) -> Path:
+        return report_file(self.target.parent.parent, self.visibility, self.name)
 
 
 def _free_target(raw_root: Path, visibility: Visibility, name: str, replace: bool) -> Path:
@@ -193,55 +190,25 @@ def _withdrawn(target: Path) -> tuple[str, ...]:
         ) from None
 
 
-def _require_unknown(outcomes: Iterable[tuple[_Task, _Taken | _Refused]], raw_root: Path, visibility: str) -> None:
-    """Raise DataError if a photograph of a proprietary collection is about to become public."""
-    if visibility != "public":
-        return
-    files_known: dict[str, str] = {}
-    prints: dict[bytes, str] = {}
-    looks: list[tuple[str, Measurement]] = []
-    for directory in sorted(
-        path.parent for path in (raw_root / "proprietary").glob(f"[!.]*/{collections.COLLECTION_FILE}")
-    ):
-        record = Collection.read(directory / collections.COLLECTION_FILE)
-        if record.origin != "ingest":
-            continue
-        for row in collections.read_collection(directory)[1]:
-            files_known |= dict.fromkeys((row.sha256, row.source_sha256), record.name)
-        for measured in collections.read_measurements(directory, record).values():
-            if measured.quality.field_found:
-                prints[measured.fingerprint.tobytes()] = record.name
-                looks.append((record.name, measured))
+def _private_photographs(raw_root: Path) -> list[tuple[str, Seen]]:
+    """Every photograph of the proprietary collections, with the name of its collection."""
+    return [
+        (path.parent.name, seen)
+        for path in sorted((raw_root / "proprietary").glob(f"[!.]*/{collections.COLLECTION_FILE}"))
+        if Collection.read(path).origin == "ingest"
+        for seen in screening.seen(path.parent)
+    ]
+
+
+def _require_unknown(outcomes: Iterable[tuple[_Task, _Taken | _Refused]], private: Sequence[tuple[str, Seen]]) -> None:
+    """Raise DataError if one of the private photographs is about to become public."""
     taken = [(task, outcome) for task, outcome in outcomes if isinstance(outcome, _Taken)]
-    for task, outcome in taken:
-        row, measured = outcome.row, outcome.measurement
-        known = files_known.get(row.sha256) or files_known.get(row.source_sha256)
-        known = known or (prints.get(measured.fingerprint.tobytes()) if measured.quality.field_found else None)
-        if known:
-            raise _private_photograph(task, known)
-    for task, known in _near_copies(taken, looks):
-        raise _private_photograph(task, known)
-
-
-def _private_photograph(task: _Task, known: str) -> DataError:
-    return DataError(
-        f"{task.listed.file} is a photograph of the proprietary collection {known}, and this one would be "
-        f"public. Take it out of the delivery, or ingest it as proprietary."
-    )
-
-
-def _near_copies(
-    taken: Sequence[tuple[_Task, _Taken]], private: Sequence[tuple[str, Measurement]]
-) -> Iterator[tuple[_Task, str]]:
-    """Taken images that are a private one in another form, and its collection; small fields cannot be told apart."""
-    ours = [(task, outcome.measurement) for task, outcome in taken if outcome.measurement.quality.radius >= MIN_RADIUS]
-    theirs = [(name, measured) for name, measured in private if measured.quality.radius >= MIN_RADIUS]
-    if not ours or not theirs:
-        return
-    prints = np.stack([measured.fingerprint for _, measured in (*ours, *theirs)])
-    for pair in near_duplicates(prints):
-        if pair.first < len(ours) <= pair.second:
-            yield ours[pair.first][0], theirs[pair.second - len(ours)][0]
+    ours = [(outcome.row, outcome.measurement) for _, outcome in taken]
+    for i, j in screening.same_photographs(ours, [seen for _, seen in private]):
+        raise DataError(
+            f"{taken[i][0].listed.file} is a photograph of the proprietary collection {private[j][0]}, and this one "
+            f"would be public. Take it out of the delivery, or ingest it as proprietary."
+        )
 
 
 @contextmanager
@@ -255,6 +222,9 @@ def _delivered(source: Path, raw_root: Path) -> Iterator[Path]:
     raw_root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".delivery-", dir=raw_root) as place:
         folder = archives.open_delivery(source, Path(place) / "files")
+        packed = source.stat().st_mtime_ns  # so that an ingest which was killed knows the files again
+        for file in folder.rglob("*"):
+            os.utime(file, ns=(packed, packed))
         inside = [path for path in folder.iterdir() if path.name != "__MACOSX"]
         if len(inside) == 1 and inside[0].is_dir():  # as a file manager packs a folder
             folder = inside[0]
@@ -264,7 +234,7 @@ def _delivered(source: Path, raw_root: Path) -> Iterator[Path]:
             raise DataError(str(error).replace(str(folder), str(source))) from None
 
 
-def _plan_of(folder: Path, listing: Listing, key: pseudonyms.Key, license: str | None) -> str:
+def _plan_of(listing: Listing, key: pseudonyms.Key, license: str | None) -> str:
     """A digest of all that decides what an ingest makes, save the bytes of the images."""
     plan = [listing.layout, key.fingerprint, license, [asdict(listed) for listed in listing.images]]
     return files.sha256_json(plan)
@@ -291,10 +261,10 @@ def _utf8(text: str) -> str:
 def _unfinished(target: Path, plan: str) -> Iterator[Path]:
     """The directory in which `target` is being made: one that a killed ingest of the same plan left, or a new one.
 
-    It is removed if the block fails with anything but an interruption.
+    It is removed where the delivery is at fault, and stays if anything else stopped the block.
     """
     aside = target.with_name(f".{target.name}.unfinished")
-    journal = aside / _JOURNAL
+    journal = _journal(aside)
     try:
         aside.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -308,9 +278,16 @@ def _unfinished(target: Path, plan: str) -> Iterator[Path]:
         yield aside
     except OSError as error:
         raise _not_written(target, error) from error
-    except Exception:
+    except DataError:
         shutil.rmtree(aside, ignore_errors=True)
+        journal.unlink(missing_ok=True)
         raise
+    journal.unlink(missing_ok=True)
+
+
+def _journal(aside: Path) -> Path:
+    """What was finished so far: beside the directory, so that nothing but the collection is versioned."""
+    return aside.with_name(f"{aside.name}.jsonl")
 
 
 def _not_written(target: Path, error: OSError) -> DataError:
@@ -348,14 +325,14 @@ def _note(aside: Path, task: _Task, outcome: _Taken | _Refused) -> None:
         "fingerprint": base64.b64encode(measured.fingerprint.tobytes()).decode(),
         "notes": outcome.notes,
     }
-    with open(aside / _JOURNAL, "a", encoding="utf-8") as stream:
+    with open(_journal(aside), "a", encoding="utf-8") as stream:
         stream.write(json.dumps(entry) + "\n")
 
 
 def _noted(aside: Path) -> dict[str, dict[str, Any]]:
     """The entries of the journal by image_id; a last line that was cut off counts as none."""
     entries = {}
-    with open(aside / _JOURNAL, encoding="utf-8", errors="replace") as stream:
+    with open(_journal(aside), encoding="utf-8", errors="replace") as stream:
         next(stream)
         for line in stream:
             try:
@@ -487,15 +464,11 @@ def _find(source: Path, name: PurePosixPath) -> Path:
 def _finish(
     outcomes: Sequence[tuple[_Task, _Taken | _Refused]],
     listing: Listing,
-    name: str,
-    visibility: Visibility,
-    target: Path,
+    wanted: _Wanted,
     aside: Path,
-    key: pseudonyms.Key,
-    withdrawn: tuple[str, ...],
     version: Callable[[IngestResult], object],
 ) -> IngestResult:
-    """Write the tables and the report, and give the collection its place; back if it cannot be versioned."""
+    """Write the tables and the report, and place the collection; all is as before if it cannot be versioned."""
     taken = [outcome for _, outcome in outcomes if isinstance(outcome, _Taken)]
     refused = [outcome for _, outcome in outcomes if isinstance(outcome, _Refused)]
     if not taken:
@@ -509,32 +482,30 @@ def _finish(
         aside,
         rows,
         [outcome.measurement for outcome in taken],
-        name,
-        visibility,
+        wanted.name,
+        wanted.visibility,
         "ingest",
         rejected=len(refused),
         layout=listing.layout,
-        key=key.fingerprint,
-        withdrawn=withdrawn,
+        key=wanted.key.fingerprint,
+        withdrawn=wanted.withdrawn,
     )
-    report = _write_report(target, outcomes)
-    (aside / _JOURNAL).unlink()
     for file in aside.rglob("*"):
         if file.is_file():
             files.sync(file)
     result = IngestResult(
         collection=record,
-        directory=target,
-        report=report,
+        directory=wanted.target,
+        report=wanted.report,
         layout=listing.layout,
         reason=listing.reason,
         notes=listing.notes,
         rejected=len(refused),
         without_grade=sum(row.grade is None for row in rows),
         without_patient=sum(row.patient_id is None for row in rows),
-        known=_held_by_others(rows, target),
+        known=_held_by_others(rows, wanted.target),
     )
-    with files.placed(aside, target):
+    with _reported(wanted.report, outcomes), files.placed(aside, wanted.target):
         version(result)
     return result
 
@@ -571,10 +542,25 @@ def forget_names(raw_root: Path, visibility: Visibility, name: str, images: Abst
     for row in body:
         if row["pseudonym"] in images or row["patient_id"] in patients:
             row.update(dict.fromkeys(header, ""), outcome="withdrawn")
-    _write_private(path, header, [[row[column] for column in header] for row in body])
+    _write_private(path, tables.safe_csv(header, [[row[column] for column in header] for row in body]))
 
 
-def _write_report(target: Path, outcomes: Iterable[tuple[_Task, _Taken | _Refused]]) -> Path:
+@contextmanager
+def _reported(path: Path, outcomes: Iterable[tuple[_Task, _Taken | _Refused]]) -> Iterator[None]:
+    """Write the import report, to stay only if the block succeeds; an earlier one comes back if it does not."""
+    before = path.read_bytes() if path.is_file() else None
+    _write_report(path, outcomes)
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            path.unlink()
+        else:
+            _write_private(path, before)
+        raise
+
+
+def _write_report(path: Path, outcomes: Iterable[tuple[_Task, _Taken | _Refused]]) -> None:
     """Every file of the delivery, under its own name, with its pseudonym and what became of it."""
     header = ("file", "image_id", "patient_id", "where", "outcome", "pseudonym", "said")
     rows = []
@@ -585,15 +571,13 @@ def _write_report(target: Path, outcomes: Iterable[tuple[_Task, _Taken | _Refuse
             rows.append((*named, "taken", task.image_id, "; ".join(outcome.notes)))
         else:
             rows.append((*named, "not used", "", outcome.reason))
-    path = report_file(target.parent.parent, "public" if target.parent.name == "public" else "proprietary", target.name)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     # The directory keeps itself out of git and DVC, wherever the project's own lists stand.
     for name in (".gitignore", ".dvcignore"):
         files.write_text(path.parent.parent / name, "*\n")
-    _write_private(path, header, rows)
-    return path
+    _write_private(path, tables.safe_csv(header, rows))
 
 
-def _write_private(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    files.write_bytes(path, tables.safe_csv(header, rows))
+def _write_private(path: Path, content: bytes) -> None:
+    files.write_bytes(path, content)
     path.chmod(0o600)

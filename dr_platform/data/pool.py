@@ -66,11 +66,11 @@ def _interruptions_later() -> Iterator[None]:
 
     A blocked signal is inherited; one that comes now reaches this process a little later.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _obey_parent(parent: int) -> None:

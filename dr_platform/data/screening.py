@@ -6,19 +6,23 @@ another collection would otherwise cross the split unseen. Nothing is opened; in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from dr_platform.config import PrepareConfig
-from dr_platform.data import duplicates, quality, views
+from dr_platform.data import collections, duplicates, quality, views
 from dr_platform.data.collections import ImageRow
 from dr_platform.data.manifest import patient_key
 from dr_platform.data.measurements import Measurement
 from dr_platform.records import Collection
 
 Key = tuple[str, str, str]  # visibility, collection, image_id
+Seen = tuple[ImageRow, Measurement]  # an image as its collection knows it
 
 # Half the side of a fingerprint: smaller fields hold less than it can tell apart, so only equal files count there.
 MIN_RADIUS = duplicates.SIDE / 2
@@ -105,7 +109,7 @@ def _copies(images: Sequence[_Image], config: PrepareConfig) -> list[Copies]:
             if earlier is not image and not (found and found[-1].second == image.key):
                 found.append(Copies(earlier.key, image.key, 1.0, "same"))
     if config.near_duplicates is not None:
-        large = [image for image in images if image.measured.quality.radius >= MIN_RADIUS]
+        large = [image for image in images if _is_large(image.measured)]
         if len(large) > 1:
             prints = np.stack([image.measured.fingerprint for image in large])
             equal = {(copy.first, copy.second) for copy in found}
@@ -114,6 +118,40 @@ def _copies(images: Sequence[_Image], config: PrepareConfig) -> list[Copies]:
                 if (first, second) not in equal:
                     found.append(Copies(first, second, min(pair.similarity, 1.0), pair.how))
     return found
+
+
+def seen(directory: Path) -> Iterator[Seen]:
+    """The images of a raw collection. Raises DataError if any of it is damaged."""
+    record, rows = collections.read_collection(directory)
+    measured = collections.read_measurements(directory, record)
+    yield from ((row, measured[row.image_id]) for row in rows)
+
+
+def same_photographs(first: Sequence[Seen], second: Sequence[Seen]) -> list[tuple[int, int]]:
+    """Pairs, one of either, that are the same photograph: by their files, by equal looks, or as near-copies."""
+    by_digest: dict[str, list[int]] = defaultdict(list)
+    for i, seen in enumerate(first):
+        for name in _names(seen):
+            by_digest[name].append(i)
+    found = {(i, j) for j, seen in enumerate(second) for name in _names(seen) for i in by_digest.get(name, ())}
+    here, there = ([i for i, (_, each) in enumerate(some) if _is_large(each)] for some in (first, second))
+    if here and there:
+        prints = [np.stack([some[i][1].fingerprint for i in large]) for some, large in ((first, here), (second, there))]
+        found |= {(here[pair.first], there[pair.second]) for pair in duplicates.near_duplicates_between(*prints)}
+    return sorted(found)
+
+
+def _names(seen: Seen) -> set[str]:
+    """By what two images are certainly one: digests of the file, as stored and as delivered, and of how it looks."""
+    row, measured = seen
+    names = {row.sha256, row.source_sha256}
+    if measured.quality.field_found:
+        names.add(hashlib.sha256(measured.fingerprint.tobytes()).hexdigest())
+    return names
+
+
+def _is_large(measured: Measurement) -> bool:
+    return measured.quality.radius >= MIN_RADIUS
 
 
 def _settle(images: Sequence[_Image], result: Screening, config: PrepareConfig) -> None:

@@ -17,6 +17,7 @@ from dr_platform.data.duplicates import (
     fingerprint,
     groups,
     near_duplicates,
+    near_duplicates_between,
     similarity,
 )
 from dr_platform.data.phantom import phantom
@@ -115,6 +116,20 @@ def test_blocks_do_not_change_what_is_found(photographs: list[np.ndarray], print
     assert [(p.first, p.second) for p in near_duplicates(every, block=3)] == [(p.first, p.second) for p in whole]
     assert groups(whole, len(every))[:3] == [[0, 10, 20], [1, 11, 21], [2, 12, 22]]
     assert len(whole) == 10 + 2 * 3
+
+
+@pytest.mark.parametrize("block", [3, 2048])
+def test_pairs_between_two_sets_are_those_of_both_together_that_cross(
+    block: int, photographs: list[np.ndarray], prints: np.ndarray
+) -> None:
+    copies = np.stack([fingerprint(jpeg(p[:, ::-1], 60)) for p in photographs[:4]])
+    first, second = np.concatenate((prints, prints[:2])), np.concatenate((prints[5:7], copies))
+    together = near_duplicates(np.concatenate((first, second)))
+    crossing = [(p.first, p.second - 12, p.how) for p in together if p.first < 12 <= p.second]
+    between = near_duplicates_between(first, second, block=block)
+    assert [(p.first, p.second, p.how) for p in between] == crossing
+    assert len(crossing) == 2 + 4 + 2
+    assert near_duplicates_between(first[:0], second) == near_duplicates_between(first, second[:0]) == []
 
 
 def test_groups_join_over_others_and_leave_single_pictures_out() -> None:

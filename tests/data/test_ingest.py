@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -465,7 +466,44 @@ def test_what_cannot_be_versioned_leaves_the_collection_that_was_there(folder: P
     with pytest.raises(LineageError, match="locked"):
         ingest(folder, labels, "other", "public", raw, version=refuse)
     assert not (raw / "public" / "other").exists()
-    assert [path.name for path in (raw / "public").iterdir()] == ["clinic"]
+    assert [each.name for each in collections.list_collections(raw)] == ["clinic"]
+    assert [row["outcome"] for row in report_of(folder)] == ["taken"] * 3  # b.jpg too: the report of what is there
+    assert not report_file(raw, "public", "other").exists()
+
+
+def test_images_that_could_not_be_versioned_are_not_taken_twice(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The same command goes on with what was taken, also of an archive, which is unpacked anew."""
+    labels, raw = table(folder), folder.parent / "data" / "raw"
+    packed = folder.parent / "delivery.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, file.name)
+
+    def refuse(_: IngestResult) -> None:
+        raise LineageError("it is locked")
+
+    for source in (folder, packed):
+        with pytest.raises(LineageError, match="locked"):
+            ingest(source, labels, source.stem, "public", raw, version=refuse)
+        caplog.clear()
+        again = ingest(source, labels, source.stem, "public", raw)
+        assert "3 of 3 images were taken by an ingest before" in caplog.text
+        straight = ingest(source, labels, f"{source.stem}-2", "public", raw)
+        ours, theirs = (
+            files.content_digest(each.directory, lambda path: path.name != collections.COLLECTION_FILE)
+            for each in (again, straight)
+        )
+        assert ours == theirs
+    assert not [path.name for path in (raw / "public").iterdir() if path.name.startswith(".")]
+
+
+def test_a_damaged_private_collection_is_told_before_the_work(folder: Path) -> None:
+    raw = folder.parent / "data" / "raw"
+    labels = table(folder)
+    private = ingest(folder, labels, "private", "proprietary", raw, key=Key(b"k" * 32)).directory
+    (private / collections.LABELS_FILE).write_text("changed")
+    with pytest.raises(DataError, match="was changed after it was written"):
+        ingest(folder, labels, "clinic", "public", raw, progress=lambda done, total: pytest.fail("an image was taken"))
 
 
 def test_an_older_record_can_be_replaced_and_who_withdrew_stays_out(folder: Path) -> None:

@@ -106,7 +106,7 @@ def test_messidor_is_mapped_as_told_or_not_at_all(project: Path, tmp_path: Path)
 def test_ctrl_c_keeps_what_was_taken_and_the_same_command_goes_on(project: Path, tmp_path: Path) -> None:
     delivery = deliver(tmp_path / "many", MANY, size=700)
     command = ("data", "ingest", str(delivery), "--name", "many", "--visibility", "public")
-    journal = project / "data/raw/public/.many.unfinished/.journal.jsonl"
+    journal = project / "data/raw/public/.many.unfinished.jsonl"
     running = start(project, sys.executable, "-m", "dr_platform.cli.main", *command)
     wait_for(lambda: journal.is_file() and len(journal.read_text().splitlines()) > 4, running)
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to every process

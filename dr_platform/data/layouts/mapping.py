@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from dr_platform import files
+from dr_platform.config import UniqueKeys
 from dr_platform.errors import DataError
 
 _MOST_BYTES = 65_536
@@ -38,9 +39,7 @@ def read_mapping(path: Path) -> ColumnMap:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise DataError(f"{path} has {path.stat().st_size:,} bytes; a mapping has a line per column. Give one.")
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-        node = yaml.compose(text, yaml.SafeLoader)
+        values = UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Give a saved column mapping.") from None
     except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
@@ -49,7 +48,6 @@ def read_mapping(path: Path) -> ColumnMap:
     known = [entry.name for entry in fields(ColumnMap)]
     if not isinstance(values, dict):
         raise DataError(f"{path} holds no mapping. Write lines such as `grade: level`; fields are {', '.join(known)}.")
-    _require_once(path, [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else [])
     for name, column in values.items():
         if name not in known:
             raise DataError(f"{path}: {reprlib.repr(name)} is no field; accepted are {', '.join(known)}.")
@@ -58,13 +56,3 @@ def read_mapping(path: Path) -> ColumnMap:
                 f"{path}: {name} is {reprlib.repr(column)}; accepted is the name of a column, quoted if it is a number."
             )
     return ColumnMap(**values)
-
-
-def _require_once(path: Path, keys: list[yaml.Node]) -> None:
-    """Raise DataError for a field that stands there twice, of which YAML would silently take the last."""
-    lines: dict[str, int] = {}
-    for key in keys:
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in lines:
-            raise DataError(f"{path} line {line}: {name} is named in line {lines[name]} already. Keep one of them.")
-        lines[name] = line

@@ -15,13 +15,18 @@ PAGE_FILE = "data-report.html"
 _PRIVATE = ("data", "import-reports")
 
 
+def page_files(root: Path) -> tuple[Path, Path]:
+    """Where the public and the proprietary page lie unless another place is named."""
+    return root / "results" / PAGE_FILE, root.joinpath(*_PRIVATE) / PAGE_FILE
+
+
 def page_file(root: Path, out: Path | None, *, include_proprietary: bool) -> Path:
     """Where the page of a project goes. out: where it is wanted, or None.
 
     Raises DataError if that is a directory, or if a proprietary page would lie outside of data/import-reports.
     """
     private = root.joinpath(*_PRIVATE)
-    path = out or (private if include_proprietary else root / "results") / PAGE_FILE
+    path = out or page_files(root)[include_proprietary]
     if path.is_dir():
         raise DataError(f"{path} is a directory; the report is one file. Add a name such as {PAGE_FILE}.")
     if include_proprietary and not path.resolve().is_relative_to(private.resolve()):
