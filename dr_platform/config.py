@@ -21,6 +21,7 @@ SITE_VARIABLE = "DRP_SITE"
 
 Grade = Annotated[int, Field(ge=0, le=4, strict=True)]
 Visibility = Literal["public", "proprietary"]
+ExtractorChoice = Literal["auto", "inception-v3", "mobilenet-v2", "dinov2", "retfound", "small"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Width = Annotated[int, Field(gt=0, le=2**20)]
 Kimg = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]  # a trillion images; counts of steps stay numbers
@@ -241,8 +242,8 @@ class EvaluateConfig(Section):
     """Metrics of a checkpoint. A number is comparable only with one of the same extractor and counts."""
 
     images: PositiveInt = Field(description="Generated images for FID and KID.")
-    extractor: Literal["auto", "inception-v3", "small"] = Field(
-        description="auto takes Inception-v3 (2015-12-05) when its weights can be had, else the embedded small one."
+    extractor: ExtractorChoice = Field(
+        description="auto takes Inception-v3 (2015-12-05) when its weights lie there, else the embedded small one."
     )
     kid_subsets: PositiveInt = Field(description="Subsets of KID.")
     kid_subset_size: Annotated[int, Field(ge=2)] = Field(description="Images per subset of KID.")

@@ -135,7 +135,8 @@ def _contest(metric: Metric | None, rival: Metric | None, min_gain: float, multi
 def _extractor(metric: Metric) -> str:
     if metric.extractor is None:
         return "none"
-    return f"{metric.extractor.name} ({_short(metric.extractor.weights_sha256)})"
+    used = metric.extractor
+    return f"{used.name} ({_short(used.weights_sha256)}, {used.resize}, definition {used.definition})"
 
 
 def _short(digest: str) -> str:

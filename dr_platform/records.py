@@ -271,10 +271,12 @@ class Extractor(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(description="Network, its size, and which of its layers where there is a choice.")
     weights_sha256: Digest
     input_size: int
     features: int
+    resize: str = Field("not recorded", description="How pictures come to input_size; reports of old do not say.")
+    definition: int = Field(1, ge=1, description="Raised whenever the same pictures and weights give other features.")
 
 
 class Metric(BaseModel):

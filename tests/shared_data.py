@@ -14,6 +14,7 @@ import pytest
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared"
 GOLDEN = SHARED / "golden" / "stylegan3"
+WEIGHTS = SHARED / "weights"
 FUNDUS_MINI = SHARED / "data" / "fundus-mini"
 
 
@@ -30,4 +31,9 @@ needs_photographs = pytest.mark.skipif(
     _missing(FUNDUS_MINI),
     reason="needs ../shared/data/fundus-mini: 1,644 photographs by others (HRF, IDRiD, RetinaMNIST, CC BY 4.0). CI has "
     "them and fails without; the same code is tested here on phantoms",
+)
+needs_weights = pytest.mark.skipif(
+    _missing(WEIGHTS),
+    reason="needs ../shared/weights: MobileNetV2 and W-Net, stand-in feature extractors that are not ours to pass on. "
+    "CI has them and fails without",
 )

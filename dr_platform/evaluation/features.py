@@ -1,8 +1,8 @@
-"""Pictures to features: the only import of torch-fidelity, so its non-public parts are wrapped in one place.
+"""Pictures to features: which extractor is taken, and what is kept. The only import of torch-fidelity.
 
-Two extractors. Inception-v3 with the weights of 2015-12-05 is what published FID and KID mean; its file is a pickle, so
-it is loaded from the very bytes whose SHA-256 was checked. `drp-small-v1` needs no file; whatever is computed with it
-carries its name. Nothing is downloaded unless "inception-v3" is asked for by name.
+Inception-v3 with the weights of 2015-12-05 is what published FID and KID mean; its file is a pickle, so it is loaded
+from the very bytes whose SHA-256 was checked. Whatever is computed with another extractor carries that one's name.
+Offline is normal: weights are looked for by name, and nothing is downloaded unless "inception-v3" is asked for by name.
 
 Features of real images are kept by content (data digest, extractor), in a directory only its owner can read: features
 of proprietary photographs are proprietary too.
@@ -14,20 +14,15 @@ import hashlib
 import http.client
 import io
 import logging
-import os
 import urllib.request
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.metric_fid import (
     KEY_METRIC_FID,
@@ -35,124 +30,133 @@ from torch_fidelity.metric_fid import (
     fid_statistics_to_metric,
 )
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-from torch_fidelity.registry import register_feature_extractor
-from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
+from torch_fidelity.utils import create_feature_extractor
 
 from dr_platform import files, records
+from dr_platform.config import ExtractorChoice
 from dr_platform.errors import EvaluationError
 from dr_platform.evaluation import small_features
+from dr_platform.evaluation.extractors import mobilenet_v2, vision_transformer, weights
+from dr_platform.evaluation.extractors.base import PUBLISHED, FeatureExtractor
+from dr_platform.evaluation.extractors.weights import WEIGHTS_VARIABLE
+
+__all__ = [
+    "INCEPTION",
+    "INCEPTION_FILES",
+    "SMALL",
+    "WEIGHTS_VARIABLE",
+    "FeatureExtractor",
+    "choose_extractor",
+    "choose_extractors",
+    "extract",
+    "extract_cached",
+    "extract_each",
+    "frechet_distance",
+    "kernel_distance",
+]
 
 _log = logging.getLogger(__name__)
 
-WEIGHTS_VARIABLE = "DRP_WEIGHTS_DIR"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 INCEPTION = records.Extractor(
-    name="inception-v3-2015-12-05", weights_sha256=INCEPTION_SHA256, input_size=299, features=2048
+    name=PUBLISHED,
+    weights_sha256=INCEPTION_SHA256,
+    input_size=299,
+    features=2048,
+    resize="bilinear without anti-alias, 299, as TensorFlow 1 (sampled at i n / 299)",
 )
 SMALL = records.Extractor(
     name=small_features.NAME,
     weights_sha256=small_features.WEIGHTS_SHA256,
     input_size=small_features.INPUT_SIZE,
     features=small_features.FEATURES,
+    resize=f"bicubic with anti-alias, {small_features.INPUT_SIZE}, float64, clamped to 0-255, not rounded",
 )
 _INCEPTION_BYTES = 95_628_359
 _INCEPTION_LAYER = "2048"
-_SMALL_LAYER = str(small_features.FEATURES)
 _FETCH_TIMEOUT_S = 30
 
 
-class SmallFeatureExtractor(FeatureExtractorBase):
-    """drp-small-v1 in the form in which torch-fidelity calls extractors; its one layer is named by its width."""
-
-    def __init__(self, name: str, features_list: list[str], **_: object) -> None:  # torch-fidelity hands in all it has
-        super().__init__(name, features_list)
-        self.register_buffer("bank", small_features.filter_bank())
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return (_SMALL_LAYER,)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return _SMALL_LAYER
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(1, 3, small_features.INPUT_SIZE, small_features.INPUT_SIZE, dtype=torch.uint8)
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (small_features.small_features(images, self.bank),)
-
-
-register_feature_extractor(small_features.NAME, SmallFeatureExtractor)
-
-
-@dataclass(frozen=True)
-class FeatureExtractor:
-    """A network ready to extract, and what to call numbers made with it."""
-
-    identity: records.Extractor
-    network: FeatureExtractorBase
-    device: torch.device
-
-    def metric_name(self, stem: str) -> str:
-        """`fid` with Inception-v3, `fid__drp-small-v1` with any other extractor."""
-        return stem if self.identity == INCEPTION else f"{stem}__{self.identity.name}"
-
-
 def choose_extractor(
-    choice: Literal["auto", "inception-v3", "small"],
+    choice: ExtractorChoice,
     *,
     weights_dir: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> FeatureExtractor:
     """The extractor that `choice` means on this machine.
 
-    auto: Inception-v3 if its file lies in `weights_dir`, in the directory DRP_WEIGHTS_DIR names, or where torch.hub
-    keeps downloads; else drp-small-v1. inception-v3: the same places, then torch-fidelity's address.
-    Raises EvaluationError if Inception's file is damaged, or asked for and not to be had.
+    Weights are looked for in `weights_dir` and in the directory DRP_WEIGHTS_DIR names; Inception-v3's also where
+    torch.hub keeps downloads, and, asked for by name, at torch-fidelity's address. auto: Inception-v3 if its file is
+    there, else drp-small-v1. Of several files of a family in one place the largest network's is taken.
+    Raises EvaluationError, in a line, if weights are damaged or not to be had.
     """
     device = torch.device(device)
-    found = None if choice == "small" else _find_inception(weights_dir)
+    if choice == "mobilenet-v2":
+        return mobilenet_v2.load(weights.required(choice, mobilenet_v2.FILES, weights_dir), device)
+    if choice == "dinov2":
+        path = weights.required(choice, vision_transformer.DINOV2_FILES, weights_dir)
+        return vision_transformer.load_dinov2(path, device)
+    if choice == "retfound":
+        path = weights.required(choice, vision_transformer.RETFOUND_FILES, weights_dir)
+        return vision_transformer.load_retfound(path, device)
+    if choice == "small":
+        return _small(device)
+    found = weights.find(INCEPTION_FILES, [*weights.folders(weights_dir), _hub_dir()])
     if found is not None:
-        return _inception(_checked(_read_weights(found), str(found)), device)
+        return _inception(_checked(weights.read_bytes(found), str(found)), device)
     if choice == "inception-v3":
         return _inception(_fetch_inception(), device)
-    if choice == "auto":
-        where = "here" if weights_dir is None else f"in {weights_dir}"
-        _log.info("no Inception-v3 weights %s: features are %s, and every metric says so", where, SMALL.name)
-    network = create_feature_extractor(SMALL.name, [_SMALL_LAYER], cuda=device.type == "cuda", verbose=False)
-    return FeatureExtractor(SMALL, network, device)
+    where = "here" if weights_dir is None else f"in {weights_dir}"
+    _log.info("no Inception-v3 weights %s: features are %s, and every metric says so", where, SMALL.name)
+    return _small(device)
+
+
+def choose_extractors(
+    choices: Sequence[ExtractorChoice], *, weights_dir: Path | None = None, device: torch.device | str = "cpu"
+) -> tuple[FeatureExtractor, ...]:
+    """`choose_extractor` of each, in their order: several spaces for one report.
+
+    Raises EvaluationError if there is none, or if two choices come to the same extractor.
+    """
+    chosen = tuple(choose_extractor(choice, weights_dir=weights_dir, device=device) for choice in choices)
+    if not chosen or len({extractor.identity for extractor in chosen}) < len(chosen):
+        names = ", ".join(extractor.identity.name for extractor in chosen) or "none"
+        raise EvaluationError(
+            f"evaluate.extractor ({', '.join(choices)}) comes to {names}; at least one and no extractor twice was "
+            "needed. Take one out."
+        )
+    return chosen
 
 
 def extract(images: np.ndarray | Iterable[np.ndarray], extractor: FeatureExtractor, *, batch: int = 32) -> np.ndarray:
     """Features of 8-bit pictures: float64 [n, d], rows in the order of the pictures.
 
     images: uint8 [n, H, W, 3], or an iterable of such arrays where all at once would not fit into memory.
-    batch: pictures per forward pass; it does not change the features.
+    batch: pictures per forward pass at most; a CPU takes fewer. It changes features no more than rounding does: by
+    1e-12 for drp-small-v1, which computes in float64, and by 1e-5 of the largest for the float32 networks.
     """
-    parts = [images] if isinstance(images, np.ndarray) else images
-    layer = extractor.network.get_requested_features_list()[0]
-    rows = [
-        get_featuresdict_from_dataset(
-            _Pictures(part),
-            extractor.network,
-            batch_size=batch,
-            cuda=extractor.device.type == "cuda",
-            save_cpu_ram=True,  # in torch-fidelity's words: no worker processes
-            verbose=False,
-        )[layer].numpy()
-        for part in parts
-        if len(part)
-    ]
-    if not rows:
+    return extract_each(images, [extractor], batch=batch)[0]
+
+
+def extract_each(
+    images: np.ndarray | Iterable[np.ndarray], extractors: Sequence[FeatureExtractor], *, batch: int = 32
+) -> list[np.ndarray]:
+    """`extract` by several extractors in one pass over the pictures, so that generated ones are drawn once.
+
+    Rows stay where they were computed until the last: on a GPU the next pictures are asked for while it still works,
+    for at most 8 kB of its memory per picture.
+    """
+    rows: list[list[Tensor]] = [[] for _ in extractors]
+    for part in [images] if isinstance(images, np.ndarray) else images:
+        _check_pictures(part)
+        for start in range(0, len(part), batch):
+            pictures = torch.from_numpy(part[start : start + batch].copy()).permute(0, 3, 1, 2)
+            for extractor, found in zip(extractors, rows, strict=True):
+                found.append(extractor(pictures))
+    if not all(rows):
         raise EvaluationError("there are no images to extract features from. Give at least 2.")
-    return np.concatenate(rows).astype(np.float64)
+    return [torch.cat(found).to("cpu", torch.float64).numpy() for found in rows]
 
 
 def extract_cached(
@@ -215,39 +219,39 @@ def kernel_distance(
     return result[KEY_METRIC_KID_MEAN], result[KEY_METRIC_KID_STD]
 
 
-class _Pictures(Dataset[Tensor]):
-    """uint8 [n, H, W, 3] as torch-fidelity wants it: one uint8 [3, H, W] tensor per index."""
+class _Inception(nn.Module):
+    """torch-fidelity's network with one layer asked for, as a plain module."""
 
-    def __init__(self, images: np.ndarray) -> None:
-        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-            raise ValueError(f"features are taken from uint8 [n, H, W, 3], not {images.dtype} {images.shape}")
-        self._images = images
+    def __init__(self, weights_content: bytes, device: torch.device) -> None:
+        super().__init__()
+        self.network = create_feature_extractor(
+            "inception-v3-compat",
+            [_INCEPTION_LAYER],
+            cuda=device.type == "cuda",
+            feature_extractor_weights_path=io.BytesIO(weights_content),
+            verbose=False,
+        )
 
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self._images[index])).permute(2, 0, 1).contiguous()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[0]
 
 
-def _find_inception(weights_dir: Path | None) -> Path | None:
-    named = os.environ.get(WEIGHTS_VARIABLE)
-    folders = [weights_dir, Path(named) if named else None, _hub_dir()]
-    places = [folder / name for folder in folders if folder is not None for name in INCEPTION_FILES]
-    return next((place for place in places if place.is_file()), None)
+def _inception(weights_content: bytes, device: torch.device) -> FeatureExtractor:
+    return FeatureExtractor(INCEPTION, _Inception(weights_content, device), device)
+
+
+def _small(device: torch.device) -> FeatureExtractor:
+    bank = small_features.filter_bank().to(device)
+    return FeatureExtractor(SMALL, lambda images: small_features.small_features(images, bank), device)
+
+
+def _check_pictures(images: np.ndarray) -> None:
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise ValueError(f"features are taken from uint8 [n, H, W, 3], not {images.dtype} {images.shape}")
 
 
 def _hub_dir() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _read_weights(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise EvaluationError(
-            f"{path} cannot be read: {error.strerror}. Mend that, or set evaluate.extractor to small."
-        ) from None
 
 
 def _checked(content: bytes, origin: str) -> bytes:
@@ -268,22 +272,11 @@ def _fetch_inception() -> bytes:
     except (OSError, http.client.HTTPException) as error:  # URLError, time-outs and TLS failures are OSErrors
         raise EvaluationError(
             f"Inception-v3 could not be fetched from {URL_INCEPTION_V3}: {getattr(error, 'reason', error)}. Put "
-            f"{INCEPTION_FILES[0]} into site.weights_dir, or set evaluate.extractor to small."
+            f"{INCEPTION_FILES[0]} into site.weights_dir or {WEIGHTS_VARIABLE}, or set evaluate.extractor to small."
         ) from None
     _checked(content, URL_INCEPTION_V3)
     files.write_bytes(_hub_dir() / INCEPTION_FILES[0], content)
     return content
-
-
-def _inception(weights: bytes, device: torch.device) -> FeatureExtractor:
-    network = create_feature_extractor(
-        "inception-v3-compat",
-        [_INCEPTION_LAYER],
-        cuda=device.type == "cuda",
-        feature_extractor_weights_path=io.BytesIO(weights),
-        verbose=False,
-    )
-    return FeatureExtractor(INCEPTION, network, device)
 
 
 def _digest(features: np.ndarray) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from scipy.ndimage import gaussian_filter
 from shared_data import FUNDUS_MINI, needs_photographs
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from dr_platform import records
 from dr_platform.data.phantom import phantom
 from dr_platform.errors import EvaluationError
 from dr_platform.evaluation import features
+from dr_platform.evaluation.extractors import mobilenet_v2, vision_transformer
 from dr_platform.evaluation.features import FeatureExtractor, choose_extractor, extract, extract_cached
 from dr_platform.gan import Generator
 from dr_platform.sampling import sample_images
@@ -55,6 +58,41 @@ def test_a_stream_of_parts_has_the_features_of_the_whole(blobs: np.ndarray, smal
     found = extract(parts, small)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, extract(blobs, small), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [7, 32])
+def test_several_extractors_in_one_pass_are_each_alone(blobs: np.ndarray, small: FeatureExtractor, batch: int) -> None:
+    brightness = FeatureExtractor(
+        small.identity.model_copy(update={"name": "brightness", "features": 3}),
+        lambda images: images.double().mean(dim=(-2, -1)),
+        torch.device("cpu"),
+    )
+    drawn: list[int] = []
+
+    def parts() -> Iterator[np.ndarray]:
+        for start in range(0, 120, 50):
+            drawn.append(start)
+            yield blobs[start : start + 50]
+
+    first, second = features.extract_each(parts(), [small, brightness], batch=batch)
+    assert drawn == [0, 50, 100]
+    np.testing.assert_allclose(first, extract(blobs, small), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(second, blobs.mean(axis=(1, 2)), rtol=1e-12)
+
+
+def test_pictures_of_any_layout_in_memory_have_the_same_features(blobs: np.ndarray, small: FeatureExtractor) -> None:
+    whole = extract(blobs[:6], small)
+    locked = blobs[:6].copy()
+    locked.flags.writeable = False
+    for same in (np.asfortranarray(blobs[:6]), blobs[:6][::-1].copy()[::-1], locked):
+        for batch in (1, 4):
+            np.testing.assert_allclose(extract(same, small, batch=batch), whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 8, 1), (2, 3, 8, 8)])
+def test_what_is_no_picture_is_refused(small: FeatureExtractor, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"uint8 \[n, H, W, 3\]"):
+        extract(np.zeros(shape, np.uint8), small)
 
 
 def test_no_images_are_refused(small: FeatureExtractor) -> None:
@@ -117,12 +155,44 @@ def test_auto_takes_the_small_extractor_without_asking_the_network(monkeypatch: 
 
 
 @pytest.mark.usefixtures("bare_machine")
+def test_auto_takes_no_stand_in_for_inception(tmp_path: Path) -> None:
+    for name in (*mobilenet_v2.FILES, *vision_transformer.DINOV2_FILES, *vision_transformer.RETFOUND_FILES):
+        (tmp_path / name).write_bytes(b"never read")
+    assert choose_extractor("auto", weights_dir=tmp_path).identity == features.SMALL
+
+
+@pytest.mark.usefixtures("bare_machine")
+def test_several_choices_are_several_extractors_and_none_twice() -> None:
+    assert [each.identity for each in features.choose_extractors(["small"])] == [features.SMALL]
+    with pytest.raises(
+        EvaluationError, match=r"auto, small.* comes to drp-small-v1, drp-small-v1; .* no extractor twice"
+    ):
+        features.choose_extractors(["auto", "small"])
+    with pytest.raises(EvaluationError, match="comes to none"):
+        features.choose_extractors([])
+
+
+def test_an_extractor_of_old_is_read_and_is_not_the_one_of_today() -> None:
+    """Reports of version 1 say neither the resize kernel nor the definition's version."""
+    said = features.SMALL.model_dump_json(exclude={"resize", "definition"})
+    old = records.Extractor.model_validate_json(said)
+    assert (old.resize, old.definition) == ("not recorded", 1)
+    assert old != features.SMALL
+
+
+@pytest.mark.parametrize("field", ["name", "weights_sha256", "input_size", "features", "resize", "definition"])
+def test_whatever_changes_numbers_changes_the_identity(field: str) -> None:
+    other = {"weights_sha256": "0" * 64, "input_size": 1, "features": 1, "definition": 2}.get(field, "other")
+    assert features.SMALL.model_copy(update={field: other}) != features.SMALL
+
+
+@pytest.mark.usefixtures("bare_machine")
 def test_inception_that_cannot_be_had_is_one_clear_line() -> None:
     with pytest.raises(EvaluationError) as failure:
         choose_extractor("inception-v3")
     message = str(failure.value)
     assert "could not be fetched from http://127.0.0.1:9/weights.pth" in message
-    assert "site.weights_dir" in message
+    assert "Put weights-inception-2015-12-05-6726825d.pth into site.weights_dir or DRP_WEIGHTS_DIR" in message
     assert "\n" not in message
 
 

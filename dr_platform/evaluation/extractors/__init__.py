@@ -1,0 +1,1 @@
+"""Networks that turn pictures into features, one module each, behind the one form of `base.FeatureExtractor`."""
