@@ -242,7 +242,7 @@ class EvaluateConfig(Section):
     """Metrics of a checkpoint. A number is comparable only with one of the same extractor and counts."""
 
     images: PositiveInt = Field(description="Generated images for FID and KID.")
-    extractor: ExtractorChoice = Field(
+    extractor: ExtractorChoice | list[ExtractorChoice] = Field(
         description="auto takes Inception-v3 (2015-12-05) when its weights lie there, else the embedded small one."
     )
     kid_subsets: PositiveInt = Field(description="Subsets of KID.")
@@ -250,6 +250,11 @@ class EvaluateConfig(Section):
     equivariance_images: PositiveInt = Field(description="Generated images for EQ-T and EQ-R.")
     batch: PositiveInt = Field(description="Images per forward pass.")
     seed: Seed = Field(description="Latents and transforms.")
+
+    @property
+    def extractors(self) -> list[ExtractorChoice]:
+        """The feature spaces to measure in; the first one's numbers lead."""
+        return self.extractor if isinstance(self.extractor, list) else [self.extractor]
 
 
 class RegisterConfig(Section):

@@ -321,9 +321,10 @@ class EvalReport(Record):
     reference_sha256: Digest
     seed: int
     metrics: tuple[Metric, ...]
+    notes: tuple[str, ...] = Field((), description="What was not measured, and why.")
 
     def metric(self, stem: str) -> Metric | None:
-        """The metric whose name is `stem` or `stem` with an extractor's suffix; None if there is none."""
+        """The first metric named `stem`, or `stem` with an extractor's suffix; None if there is none."""
         for metric in self.metrics:
             if metric.name == stem or metric.name.startswith(f"{stem}__"):
                 return metric

@@ -202,13 +202,18 @@ def measure(project: Project, directory: Path, advance: Advance = lambda done, t
 
     The reference does not shrink with `train.subset`, so that models trained on more and fewer images compare.
     """
-    from dr_platform.data.loader import load_images
+    from dr_platform.data.loader import count_images, load_images
+    from dr_platform.evaluation.evaluate import HeldOut
     from dr_platform.evaluation.evaluate import evaluate as evaluate_generator
     from dr_platform.gan import kernels
 
     kernels.set_enabled(project.params.site.triton)
     record, generator = read_model(directory)
-    images = load_images(project.prepared, project.grade, visibility=project.params.prepare.visibility)
+    visibility = project.params.prepare.visibility
+    images = load_images(project.prepared, project.grade, visibility=visibility)
+    apart = None
+    if count_images(project.prepared, project.grade, "held-out", visibility):
+        apart = load_images(project.prepared, project.grade, "held-out", visibility=visibility)
     return evaluate_generator(
         generator,
         images.images,
@@ -220,6 +225,9 @@ def measure(project: Project, directory: Path, advance: Advance = lambda done, t
         cache_dir=project.cache / "features",
         device=next(generator.parameters()).device,
         real_labels=images.labels,
+        patients=images.patients,
+        held_out=HeldOut(apart.images, apart.sha256, apart.patients) if apart is not None else None,
+        members=None if record.classes else min(record.train_images, len(images)),
         progress=advance,
     )
 

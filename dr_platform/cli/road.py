@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dr_platform.records import Decision
     from dr_platform.road import Project
 
+# Of a report with a score of numbers, those that `drp status` shows.
+_LEADING = ("fid", "kid", "rfd", "coverage", "memorisation_alarm", "eq_t_int_db", "eq_t_frac_db", "eq_r_db")
 _HELD = 3  # exit status of `drp promote` where the policy says no
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -314,7 +316,8 @@ def _show_status(console: Console, project: Project) -> None:
             (f"{model['model']}/{model['version']}", model["alias"] or "–", f"{model['images_seen']:,}"),
             *([(f"  from {model['parent']}", "", "")] if model["parent"] else []),
         ]
-        for index, metric in enumerate(model["metrics"]):
+        leading = [metric for metric in model["metrics"] if metric["name"].partition("__")[0] in _LEADING]
+        for index, metric in enumerate(leading):
             models.add_row(
                 *(heads[index] if index < len(heads) else ("", "", "")),
                 metric["name"].partition("__")[0],

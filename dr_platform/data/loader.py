@@ -48,6 +48,11 @@ class ImageSet:
         return {"left", "right"} <= {row.eye for row in self.rows}
 
     @property
+    def patients(self) -> NDArray[np.int64]:
+        """A number for the patient of each image, [n]; equal for one patient."""
+        return np.unique([row.patient for row in self.rows], return_inverse=True)[1].astype(np.int64)
+
+    @property
     def labels(self) -> dict[str, str]:
         """Who may see the images, and under which licences they were given: what goes along with all made of them."""
         licences = licences_in_words(source.license for source in sources_of(self.rows))
@@ -117,6 +122,12 @@ def load_images(
     """The images that `select_images` chooses, with their pixels. Raises DataError also for a damaged shard."""
     chosen = select_images(prepared_root, grade, split, subset, visibility)
     return ImageSet(_read(chosen, split), chosen.rows, chosen.sha256, chosen.visibility)
+
+
+def count_images(prepared_root: Path, grade: int, split: Split, visibility: str = "all") -> int:
+    """How many images of a split there are, which may be none. Raises DataError for a damaged table."""
+    wanted: tuple[Visibility, ...] = ("public",) if visibility == "public-only" else ("public", "proprietary")
+    return sum(len(_open(manifest.prepared_directory(prepared_root, label, grade), split).rows) for label in wanted)
 
 
 def join_classes(parts: Sequence[ImageSet]) -> ImageSet:

@@ -19,16 +19,26 @@ from torch import Tensor
 from dr_platform import records
 from dr_platform.config import EvaluateConfig
 from dr_platform.errors import EvaluationError
-from dr_platform.evaluation import equivariance, metrics
-from dr_platform.evaluation.features import FeatureExtractor, choose_extractor, extract, extract_cached
+from dr_platform.evaluation import equivariance, suite
+from dr_platform.evaluation.features import FeatureExtractor, choose_extractors, extract_cached, extract_each
 from dr_platform.gan import Generator
 from dr_platform.sampling import SEED_LIMIT, latents, sample_images
 
 Progress = Callable[[int, int], None]  # passes through a network so far, and in all
 
 _SEED_STRIDE = 1_000_003  # a prime beyond any usual count of images: other seeds take other latents
+_KEPT = 512  # generated images that are kept as pictures: half a gigabyte at 512 px
 _PASSES = 4  # per image of the equivariance metrics: as it is, and moved in three ways
 _NOT_FINITE = "the generator's images are not finite, so nothing can be measured. Evaluate an earlier checkpoint."
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Images that were never trained on: uint8 [n, R, R, 3], the digest of their content, and their patients [n]."""
+
+    images: np.ndarray
+    sha256: str
+    patients: np.ndarray
 
 
 def evaluate(
@@ -45,24 +55,48 @@ def evaluate(
     labels: np.ndarray | None = None,
     split: str = "train",
     real_labels: Mapping[str, str] | None = None,
+    patients: np.ndarray | None = None,
+    held_out: HeldOut | None = None,
+    members: int | None = None,
     progress: Progress | None = None,
 ) -> records.EvalReport:
-    """FID, KID, EQ-T (integer and fractional) and EQ-R of a checkpoint's averaged generator.
+    """The report of a checkpoint's averaged generator: distances in every feature space, memorisation, equivariance.
 
     generator: the EMA weights; moved to `device`. real: uint8 [n, R, R, 3], all prepared images of `split`, with their
     content's digest. labels: [n, c_dim] of the real images, for a conditional generator; each generated image takes
     the label of one. cache_dir keeps features of the real images, with `real_labels`, and is made private.
+    patients: int [n] of the real images, so that errors are those over patients. held_out: for memorisation, and
+    members: how many of the real images, the first ones, were trained on; None: all.
     Raises EvaluationError for too few or unfit images, weights of an extractor that cannot be had, or a generator whose
     images are not finite.
     """
     _check_images(real, checkpoint.resolution)
     generator = generator.to(device)
-    extractor = choose_extractor(config.extractor, weights_dir=weights_dir, device=device)
-    advance = _meter(progress, len(real) + config.images + _PASSES * config.equivariance_images)
-    real_features = extract_cached(real, real_sha256, extractor, cache_dir, batch=config.batch, labels=real_labels)
-    advance(len(real))
-    fake_features = generated_features(generator, extractor, config, labels=labels, advance=advance)
-    distances = _distances(real_features, fake_features, extractor, config)
+    extractors = choose_extractors(config.extractors, weights_dir=weights_dir, device=device)
+    beside = 0 if held_out is None else len(held_out.images)
+    passes = len(extractors) * (len(real) + beside) + config.images + _PASSES * config.equivariance_images
+    advance = _meter(progress, passes)
+
+    def features_of(images: np.ndarray, sha256: str, extractor: FeatureExtractor) -> np.ndarray:
+        found = extract_cached(images, sha256, extractor, cache_dir, batch=config.batch, labels=real_labels)
+        advance(len(images))
+        return found
+
+    reals = [features_of(real, real_sha256, extractor) for extractor in extractors]
+    held_out = held_out if held_out is not None and len(held_out.images) else None
+    apart = [
+        None if held_out is None else features_of(held_out.images, held_out.sha256, extractor)
+        for extractor in extractors
+    ]
+    drawn = generated_features(generator, extractors, config, labels=labels, advance=advance)
+    spaces = [
+        suite.Space(extractor, ours, theirs, unseen, patients, None if held_out is None else held_out.patients)
+        for extractor, ours, theirs, unseen in zip(extractors, reals, drawn.features, apart, strict=True)
+    ]
+    measured = [suite.distances(space, config) for space in spaces]
+    pictures = () if held_out is None else (real[:members], held_out.images, drawn.pictures)
+    measured.append(suite.memory([space.trained_on(members) for space in spaces], config.seed, *pictures))
+    equal = _equivariance(generator, checkpoint.resolution, config, labels, device, advance)
     return records.EvalReport(
         checkpoint_sha256=checkpoint_sha256,
         run=checkpoint.run,
@@ -76,20 +110,30 @@ def evaluate(
         reference=f"{split}, {len(real)} images",
         reference_sha256=real_sha256,
         seed=config.seed,
-        metrics=(*distances, *_equivariance(generator, checkpoint.resolution, config, labels, device, advance)),
+        metrics=(*(metric for part in measured for metric in part.metrics), *equal),
+        notes=tuple(note for part in measured for note in part.notes),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What was drawn: features float64 [n, d] by extractor, and the first pictures, uint8 [m, R, R, 3]."""
+
+    features: list[np.ndarray]
+    pictures: np.ndarray
 
 
 def generated_features(
     generator: Generator,
-    extractor: FeatureExtractor,
+    extractors: Sequence[FeatureExtractor],
     config: EvaluateConfig,
     *,
     labels: np.ndarray | None = None,
     advance: Callable[[int], None] | None = None,
-) -> np.ndarray:
-    """Features of `config.images` generated images: float64 [n, d]; one batch is held at a time."""
+) -> Drawn:
+    """Draw `config.images` images once: their features, and the first 512 of them; else one batch is held at a time."""
     seeds = image_seeds(config.seed, config.images)
+    kept: list[np.ndarray] = []
 
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, len(seeds), config.batch):
@@ -98,11 +142,14 @@ def generated_features(
                 pictures = sample_images(generator, part, 1.0, config.batch, _labels_for(part, labels))
             except FloatingPointError:
                 raise EvaluationError(_NOT_FINITE) from None
+            if start < _KEPT:
+                kept.append(pictures[: _KEPT - start])
             yield pictures
             if advance is not None:
                 advance(len(part))
 
-    return extract(batches(), extractor, batch=config.batch)
+    features = extract_each(batches(), extractors, batch=config.batch)
+    return Drawn(features, np.concatenate(kept))
 
 
 def image_seeds(seed: int, count: int) -> list[int]:
@@ -147,31 +194,6 @@ def compare(first: records.EvalReport, second: records.EvalReport, stem: str) ->
     spread = None if a.spread is None or b.spread is None else math.hypot(a.spread, b.spread)
     same = first.reference_sha256 == second.reference_sha256
     return Comparison(a.name, a, b, b.value - a.value, spread, same)
-
-
-def _distances(
-    real: np.ndarray, fake: np.ndarray, extractor: FeatureExtractor, config: EvaluateConfig
-) -> list[records.Metric]:
-    estimates = {
-        "fid": metrics.fid(real, fake),
-        "kid": metrics.kid(
-            real, fake, subsets=config.kid_subsets, subset_size=config.kid_subset_size, seed=config.seed
-        ),
-    }
-    return [
-        records.Metric(
-            name=extractor.metric_name(stem),
-            value=estimate.value,
-            spread=estimate.spread,
-            spread_kind=estimate.spread_kind,
-            n_fake=len(fake),
-            n_real=len(real),
-            extractor=extractor.identity,
-            seed=config.seed,
-            higher_is_better=False,
-        )
-        for stem, estimate in estimates.items()
-    ]
 
 
 def _equivariance(
@@ -229,7 +251,9 @@ def _check_images(real: np.ndarray, resolution: int) -> None:
 
 
 def _called(extractor: records.Extractor | None) -> str:
-    return "no extractor" if extractor is None else f"{extractor.name} ({extractor.weights_sha256[:8]})"
+    if extractor is None:
+        return "no extractor"
+    return f"{extractor.name} ({extractor.weights_sha256[:8]}, {extractor.resize}, definition {extractor.definition})"
 
 
 def _counted(metric: records.Metric) -> str:

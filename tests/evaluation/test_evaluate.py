@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shared_data import WEIGHTS, needs_weights
 
 from dr_platform.config import EvaluateConfig
+from dr_platform.data.phantom import phantom
 from dr_platform.errors import EvaluationError
-from dr_platform.evaluation.evaluate import compare, evaluate, generated_features, image_seeds
-from dr_platform.evaluation.features import choose_extractor
+from dr_platform.evaluation import suite
+from dr_platform.evaluation.evaluate import HeldOut, compare, evaluate, generated_features, image_seeds
+from dr_platform.evaluation.features import choose_extractor, extract
 from dr_platform.gan import Generator
 from dr_platform.records import Checkpoint, EvalReport
+from dr_platform.sampling import sample_images
 
 DATA, STATE = "d" * 64, "c" * 64
 
@@ -55,16 +59,18 @@ def test_a_report_says_what_was_measured_against_what(
     measure: Callable[..., EvalReport], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     report = measure()
+    in_space = ("fid", "kid", "rfd", "fid_inf", "mind", "precision", "recall", "density", "coverage", "authpct")
     assert [metric.name for metric in report.metrics] == [
-        "fid__drp-small-v1",
-        "kid__drp-small-v1",
+        *(f"{stem}__drp-small-v1" for stem in in_space),
         "eq_t_int_db",
         "eq_t_frac_db",
         "eq_r_db",
     ]
+    assert report.notes == ("memorisation: 0 held-out images; at least 20 are needed",)
     assert (report.checkpoint_sha256, report.data_sha256) == (STATE, checkpoint.data_sha256)
     assert (report.reference, report.reference_sha256, report.seed) == ("train, 120 images", DATA, 3)
-    fid, kid, integer, *_ = report.metrics
+    fid, kid, *_ = report.metrics
+    integer = report.metric("eq_t_int_db")
     assert (fid.n_fake, fid.n_real, fid.extractor.features, fid.higher_is_better) == (100, 120, 95, False)
     assert fid.spread > 0
     assert kid.spread_kind == "jackknife standard error; 10 subsets of 50 images"
@@ -72,6 +78,53 @@ def test_a_report_says_what_was_measured_against_what(
     assert integer.value > 100  # the wave generator moves with its input
     report.write(tmp_path / "report.json")
     assert EvalReport.read(tmp_path / "report.json") == report
+
+
+class Replay(torch.nn.Module):
+    """A generator that knows some images by heart: each latent stands for one of them, shown a little brighter."""
+
+    z_dim = 4
+
+    def __init__(self, images: np.ndarray) -> None:
+        super().__init__()
+        kept = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        self.register_buffer("images", (kept + 0.01).clamp(-1, 1))
+
+    def forward(self, z: torch.Tensor, c: torch.Tensor | None, *, truncation_psi: float) -> torch.Tensor:
+        return self.images[(z[:, 0].abs() * 1e6).long() % len(self.images)]
+
+
+def phantoms(seed: int, count: int) -> np.ndarray:
+    return np.stack([phantom(seed, number, 32).image for number in range(count)])
+
+
+def test_a_generator_that_knows_its_training_images_by_heart_rings() -> None:
+    """Of 90 images 60 were trained on; a generator that knows others of the same kind by heart is silent."""
+    real, apart = phantoms(50, 90), HeldOut(phantoms(51, 60), "f" * 64, np.arange(60))
+
+    small, found = choose_extractor("small"), []
+    for known in (real[:60], phantoms(52, 100)):
+        drawn = sample_images(Replay(known), range(100))
+        space = suite.Space(small, *(extract(part, small) for part in (real, drawn, apart.images)))
+        said = suite.memory([space.trained_on(60)], 3, real[:60], apart.images, drawn)
+        found.append({metric.name: metric for metric in said.metrics})
+    copies, honest = found
+    assert (copies["memorisation_alarm"].value, honest["memorisation_alarm"].value) == (1, 0)
+    assert "copies of training pictures" in copies["memorisation_alarm"].said
+    ratio = "memorisation_ratio__drp-small-v1"
+    assert copies[ratio].value < honest[ratio].value
+    assert honest[ratio].n_real == 60
+
+
+@needs_weights
+def test_several_spaces_stand_in_one_report(
+    measure: Callable[..., EvalReport], config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRP_WEIGHTS_DIR", str(WEIGHTS))
+    report = measure(config=changed(config, extractor=["small", "mobilenet-v2"], images=60, equivariance_images=4))
+    spaces = ("drp-small-v1", "mobilenet-v2-1.0-224-imagenet")
+    names = {metric.name for metric in report.metrics if metric.name.startswith(("fid__", "coverage__"))}
+    assert names == {f"{stem}__{space}" for stem in ("fid", "coverage") for space in spaces}
 
 
 def test_the_same_evaluation_gives_the_same_report(measure: Callable[..., EvalReport]) -> None:
@@ -91,8 +144,8 @@ def test_batch_size_does_not_change_the_features(config: EvaluateConfig, batch: 
     # In double precision, because in single a rounding difference turns some pixels by one grey level of 255.
     generator = Generator(z_dim=16, w_dim=16, img_resolution=32, num_layers=4, channel_base=256, channel_max=8).double()
     small = choose_extractor("small")
-    whole = generated_features(generator, small, changed(config, images=20, batch=20))
-    parts = generated_features(generator, small, changed(config, images=20, batch=batch))
+    whole = generated_features(generator, [small], changed(config, images=20, batch=20)).features[0]
+    parts = generated_features(generator, [small], changed(config, images=20, batch=batch)).features[0]
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5)
 
 
@@ -176,5 +229,5 @@ def test_a_comparison_across_numbers_of_images_is_refused(measure: Callable[...,
 
 def test_a_comparison_of_a_metric_that_is_not_there_is_refused(measure: Callable[..., EvalReport]) -> None:
     report = measure()
-    with pytest.raises(EvaluationError, match="has no recall"):
-        compare(report, report, "recall")
+    with pytest.raises(EvaluationError, match="has no lpips"):
+        compare(report, report, "lpips")
