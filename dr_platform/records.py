@@ -364,6 +364,8 @@ class RuleOutcome(BaseModel):
 class Decision(Record):
     """Promote or hold, the reasons in sentences, the rules one by one, and the numbers compared."""
 
+    version: Literal[2] = 2  # type: ignore[assignment]  # 2: the rules one by one; what the ledger says of it
+
     model: str
     model_version: int
     champion: int | None
@@ -373,6 +375,33 @@ class Decision(Record):
     candidate_value: float | None
     champion_value: float | None
     rules: tuple[RuleOutcome, ...] = ()
+    forced: bool = Field(False, description="Whether someone promoted against the policy, with a reason.")
+    entry: int | None = Field(None, description="Its place in the ledger; None where nothing was to be changed.")
+
+
+LedgerAction = Literal["promote", "hold", "rollback", "force"]
+
+
+class LedgerEntry(BaseModel):
+    """One decision about a champion, as the ledger keeps it for ever: a line of canonical JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1] = 1
+    index: int = Field(ge=0, description="Place in the ledger, over all models.")
+    time: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$", description="When, in UTC.")
+    who: str
+    action: LedgerAction
+    model: str
+    from_version: int | None = Field(description="The champion before; None where there was none.")
+    to_version: int = Field(description="The version decided about: the champion after, except where it was held.")
+    checkpoint_sha256: Digest
+    report_sha256: Digest
+    weights_sha256: Digest
+    rules_sha256: Digest | None = Field(description="Of the rules decided by; None where none were asked.")
+    reason: str
+    previous: Digest = Field(description="`sha256` of the entry before; zeros in the first.")
+    sha256: Digest = Field(description="Over the canonical JSON of all else.")
 
 
 class TransferPlan(Record):

@@ -25,6 +25,7 @@ from dr_platform.records import (
     Decision,
     EvalReport,
     Imported,
+    LedgerEntry,
     Manifest,
     Registration,
     Tick,
@@ -33,6 +34,7 @@ from dr_platform.records import (
 
 if TYPE_CHECKING:
     from dr_platform.gan import Generator
+    from dr_platform.ledger import Ledger
     from dr_platform.tracking import Tracker
     from dr_platform.training.plan import InitialWeights, TrainPlan
     from dr_platform.training.report import Progress
@@ -124,6 +126,12 @@ class Project:
         from dr_platform import tracking
 
         return tracking.connect(self.params.site.tracking_uri, self.params.site.artifacts, self.root)
+
+    def ledger(self) -> Ledger:
+        """The ledger of who became champion when and why; the registry's alias is a view of it."""
+        from dr_platform.ledger import ledger_of
+
+        return ledger_of(self.params.site.tracking_uri, self.root)
 
 
 def draw_phantoms(project: Project, visibility: Visibility, advance: Advance) -> Collection:
@@ -295,14 +303,76 @@ def average(project: Project, length: float, step: int | None = None) -> tuple[C
     return written, root / checkpoint.directory_name(step)
 
 
-def promote(project: Project, version: str, *, dry_run: bool, model: str | None = None) -> Decision:
-    """Compare a version's report with the champion's and move the alias if the policy agrees."""
+def promote(
+    project: Project,
+    version: str,
+    *,
+    dry_run: bool,
+    model: str | None = None,
+    force: bool = False,
+    reason: str | None = None,
+) -> Decision:
+    """Judge a version, write the decision into the ledger, and let the alias follow if it is to promote.
+
+    force: promote a version that the policy holds, for a `reason`, which stays in the ledger. dry_run: write nothing.
+    Where a kill left the same decision half written, it is completed instead of taken anew.
+    Raises RegistryError if the version is missing or altered, or ledger and alias disagree.
+    """
+    if force != bool(reason and reason.strip()):
+        needed = "--reason TEXT with --force, which stays in the ledger" if force else "--force with --reason"
+        raise ConfigError(f"An override needs a reason, and a reason is for an override. Give {needed}, or neither.")
+    tracker, name = project.tracker(), model or project.model_name
+    ledger = project.ledger()
+    if dry_run:
+        candidate = tracker.resolve(name, version)
+        tracker.verify(name, candidate)
+        return _judge(project, tracker, name, candidate, _champion(ledger.entries(), tracker, name), force, reason)
+    with ledger.locked():
+        return _promote(project, tracker, ledger, name, version, force, reason)
+
+
+def _promote(
+    project: Project, tracker: Tracker, ledger: Ledger, name: str, version: str, force: bool, reason: str | None
+) -> Decision:
+    from dr_platform import tracking
+
+    candidate, rules = tracker.resolve(name, version), files.sha256_json(project.params.promote.model_dump(mode="json"))
+    completed = tracking.settle(ledger, tracker, name, then=candidate)
+    tracker.verify(name, candidate)
+    if completed and _same_question(completed, candidate, rules, tracker.report_of(name, candidate), force):
+        return Decision(
+            model=name,
+            model_version=candidate,
+            champion=completed.from_version,
+            promote=completed.action != "hold",
+            reasons=(completed.reason,),
+            metric=None,
+            candidate_value=None,
+            champion_value=None,
+            forced=completed.action == "force",
+            entry=completed.index,
+        )
+    champion = _champion(ledger.entries(), tracker, name)
+    decision = _judge(project, tracker, name, candidate, champion, force, reason)
+    entry = tracking.decided(
+        ledger,
+        tracker,
+        action="force" if decision.forced else "promote" if decision.promote else "hold",
+        model=name,
+        from_version=champion,
+        to_version=candidate,
+        rules_sha256=rules,
+        reason=" ".join(decision.reasons),
+    )
+    return decision.model_copy(update={"entry": entry.index})
+
+
+def _judge(
+    project: Project, tracker: Tracker, name: str, candidate: int, champion: int | None, force: bool, reason: str | None
+) -> Decision:
+    """What the policy says, or whoever overrides it."""
     from dr_platform import promotion
 
-    tracker, name = project.tracker(), model or project.model_name
-    candidate = tracker.resolve(name, version)
-    tracker.verify(name, candidate)
-    champion = tracker.champion(name)
     decision = promotion.decide(
         tracker.report_of(name, candidate),
         candidate,
@@ -311,9 +381,64 @@ def promote(project: Project, version: str, *, dry_run: bool, model: str | None 
         project.params.promote,
         name,
     )
-    if decision.promote and not dry_run:
-        tracker.set_champion(name, candidate)
-    return decision
+    if decision.promote or not force:
+        return decision
+    reasons = (f"Promoted against the policy: {reason}", *decision.reasons)
+    return decision.model_copy(update={"promote": True, "forced": True, "reasons": reasons})
+
+
+def _champion(entries: Sequence[LedgerEntry], tracker: Tracker, name: str) -> int | None:
+    """The champion by the ledger, or by an alias that is older than the ledger."""
+    from dr_platform import ledger
+
+    return ledger.champion(entries, name) if ledger.last_move(entries, name) else tracker.champion(name)
+
+
+def _same_question(done: LedgerEntry, candidate: int, rules: str, report: EvalReport, force: bool) -> bool:
+    """Whether an entry that was completed just now is what the same command had begun to write."""
+    return (
+        (done.to_version, done.rules_sha256, done.report_sha256) == (candidate, rules, report.digest())
+        and done.action != "rollback"
+        and (force or done.action != "force")
+        and not (force and done.action == "hold")
+    )
+
+
+def rollback(project: Project, *, model: str | None = None, reason: str | None = None) -> LedgerEntry:
+    """Make the champion before the present one champion again, by an entry of the ledger, which is returned.
+
+    A second rollback goes further back. Where a kill left a rollback half written, it is completed, and that is all.
+    Raises RegistryError if there was no earlier champion, or if its version is missing or altered.
+    """
+    from dr_platform import ledger as ledgers
+    from dr_platform import tracking
+    from dr_platform.tracking.champions import require_unchanged
+
+    tracker, name, ledger = project.tracker(), model or project.model_name, project.ledger()
+    tracker.resolve(name, "latest")  # says which models there are, if not this one
+    with ledger.locked():
+        entries = ledger.entries()
+        line = ledgers.reigns(entries, name)
+        target = line[-2] if len(line) > 1 else None
+        completed = tracking.settle(ledger, tracker, name, then=target)
+        if completed and completed.action == "rollback":
+            return completed
+        if target is None:
+            raise RegistryError(f"{name} has no earlier champion in the ledger to go back to. Run: drp audit log")
+        for entry in reversed(entries):
+            if (entry.model, entry.to_version) == (name, target) and entry.action != "hold":
+                require_unchanged(tracker, entry)
+                break
+        return tracking.decided(
+            ledger,
+            tracker,
+            action="rollback",
+            model=name,
+            from_version=line[-1],
+            to_version=target,
+            rules_sha256=None,
+            reason=reason or "The champion before.",
+        )
 
 
 def read_model(directory: Path) -> tuple[Checkpoint, Generator]:

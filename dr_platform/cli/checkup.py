@@ -41,6 +41,8 @@ def examine(root: Path) -> list[Finding]:
     site = project.params.site
     findings.append(_ray(site.ray_address))
     findings.append(_tracking(project))
+    if findings[-1].well:
+        findings.append(_ledger(project))
     findings.extend(_remotes(root))
     findings.append(_weights(project.weights))
     return findings
@@ -101,6 +103,21 @@ def _tracking(project: object) -> Finding:
     except DrpError as error:
         return Finding("MLflow", False, str(error), "Start the server, or correct site.tracking_uri")
     return Finding("MLflow store", True, shown)
+
+
+def _ledger(project: object) -> Finding:
+    from dr_platform import tracking
+    from dr_platform.road import Project
+
+    assert isinstance(project, Project)
+    try:
+        audit = tracking.audit(project.ledger(), project.tracker(), artifacts=False)
+    except DrpError as error:
+        return Finding("ledger", False, str(error), "Mend it, then: drp audit verify")
+    if audit.problems:
+        more = f" (and {len(audit.problems) - 1} more)" if len(audit.problems) > 1 else ""
+        return Finding("ledger", False, audit.problems[0].said + more, "Run: drp audit verify")
+    return Finding("ledger", True, f"{len(audit.entries)} entries; every champion alias follows from it")
 
 
 def _remotes(root: Path) -> list[Finding]:

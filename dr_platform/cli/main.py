@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dr_platform import __version__
-from dr_platform.cli import data, models, plan, profile, road, tools, weights
+from dr_platform.cli import audit, data, models, plan, profile, road, tools, weights
 from dr_platform.cli.console import one_line_errors
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(profile.app, name="profile")
+app.add_typer(audit.app, name="audit")
 for command in (
     road.demo,
     road.init,
@@ -35,6 +36,7 @@ for command in (
     plan.plan,
     road.train,
     road.promote,
+    audit.rollback,
     road.transfer,
     road.sweep,
     tools.generate,

@@ -48,7 +48,7 @@ def demo() -> None:
     Example:
       drp demo
     """
-    from dr_platform import lineage
+    from dr_platform import lineage, road
     from dr_platform.records import Registration
     from dr_platform.road import REGISTRATION_FILE, Project
 
@@ -64,7 +64,7 @@ def demo() -> None:
     target = next((grade for grade in project.params.transfer.targets), 2)
     if changed or not (project.for_grade(target).results / REGISTRATION_FILE).is_file():
         console.say(f"$ drp promote {registered.model_version}")
-        _say_decision(console, _promote(project, str(registered.model_version)))
+        _say_decision(console, road.promote(project, str(registered.model_version), dry_run=False))
         console.say(f"$ drp transfer --to {target}")
         changed |= _transfer(console, project, [target])
         project = Project.here()
@@ -121,25 +121,32 @@ def promote(
     version: Annotated[str, typer.Argument(help="A version number, `latest`, or NAME/VERSION.")],
     model: Annotated[str | None, typer.Option(help="Registered model; default: that of prepare.grade.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Decide and explain; change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote even if the policy says no; needs --reason.")] = False,
+    reason: Annotated[
+        str | None, typer.Option(help="Why the policy is overridden; kept in the ledger for ever.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON on stdout.")] = False,
 ) -> None:
     """Make a registered model the champion, if the promotion policy agrees.
 
     Compares the version's report with the champion's under params.yaml: promote, prints the decision with its reasons,
-    and moves the alias.
+    writes it into the ledger (drp audit log), and lets the alias follow. A decision that a kill cut off is completed by
+    the same command.
 
     Examples:
       drp promote 7 --dry-run                 # what would happen?
       drp promote 7 --json > decision.json    # for a script
+      drp promote 7 --force --reason "clinic A asked for the conditional model"
 
     Exit status: 0 promoted, 1 error, 3 held by the policy.
     """
+    from dr_platform import road
     from dr_platform.road import Project
 
     console = Console()
     if "/" in version:
         model, _, version = version.rpartition("/")
-    decision = _promote(Project.here(), version, dry_run=dry_run, model=model)
+    decision = road.promote(Project.here(), version, dry_run=dry_run, model=model, force=force, reason=reason)
     if as_json:
         console.json(decision.model_dump(mode="json"))
     else:
@@ -224,12 +231,6 @@ def _complete(console: Console, project: Project) -> None:
 
     for change in profiles.complete(project.root):
         console.say(f"params.yaml is of an earlier version: added {change.key}: {change.after}")
-
-
-def _promote(project: Project, version: str, *, dry_run: bool = False, model: str | None = None) -> Decision:
-    from dr_platform import road
-
-    return road.promote(project, version, dry_run=dry_run, model=model)
 
 
 def _say_decision(console: Console, decision: Decision, *, dry_run: bool = False) -> None:

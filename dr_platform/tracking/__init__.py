@@ -29,8 +29,12 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
+from dr_platform.tracking.champions import Audit, audit, decided, restore, settle
 from dr_platform.tracking.connection import connect
 from dr_platform.tracking.registry import CHAMPION, LoadedGenerator, ModelVersion, Tracker
 from dr_platform.tracking.server import serve
 
-__all__ = ["CHAMPION", "LoadedGenerator", "ModelVersion", "Tracker", "connect", "serve"]
+__all__ = [
+    "CHAMPION", "Audit", "LoadedGenerator", "ModelVersion", "Tracker", "audit", "connect", "decided", "restore",
+    "serve", "settle",
+]  # fmt: skip

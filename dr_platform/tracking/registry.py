@@ -265,9 +265,34 @@ class Tracker(Runs):
 
     @in_one_line
     def set_champion(self, model: str, number: int) -> None:
-        """Move the alias. Raises RegistryError, and moves nothing, if the version's files are missing or altered."""
+        """Move the alias. Raises RegistryError, and moves nothing, if the version's files are missing or altered.
+
+        The alias is a view of the ledger: only `tracking.champions` calls this, after the entry that says so.
+        """
         self.verify(model, number)
         self._client.set_registered_model_alias(model, CHAMPION, str(number))
+
+    @in_one_line
+    def unset_champion(self, model: str) -> None:
+        """Take the alias away; without one nothing happens."""
+        self._client.delete_registered_model_alias(model, CHAMPION)
+
+    @in_one_line
+    def model_tags(self, model: str) -> dict[str, str]:
+        """Tags of a registered model, none for a name that nobody registered."""
+        if model not in self.models():
+            return {}
+        return dict(self._client.get_registered_model(model).tags)
+
+    @in_one_line
+    def tag_model(self, model: str, name: str, value: str) -> None:
+        """Set a tag of a registered model."""
+        self._client.set_registered_model_tag(model, name, value)
+
+    @in_one_line
+    def tag_version(self, model: str, number: int, name: str, value: str) -> None:
+        """Set a tag of a version."""
+        self._client.set_model_version_tag(model, str(number), name, value)
 
     @in_one_line
     def report_of(self, model: str, number: int) -> EvalReport:
