@@ -234,10 +234,17 @@ def _complete(console: Console, project: Project) -> None:
 
 
 def _say_decision(console: Console, decision: Decision, *, dry_run: bool = False) -> None:
+    from dr_platform.cli.tables import rule_table
+
     verb = ("would be promoted" if dry_run else "promoted") if decision.promote else "held"
     console.result(f"{decision.model} version {decision.model_version}: {verb}")
     for reason in decision.reasons:
         console.result(f"  {reason}")
+    if decision.rules:
+        console.show(rule_table(decision.rules))
+    if decision.entry is not None:
+        by_force = ", promoted against the policy" if decision.forced else ""
+        console.result(f"  entry {decision.entry} of the ledger{by_force} (drp audit log)")
 
 
 def _transfer(console: Console, project: Project, targets: list[int], parent: str | None = None) -> bool:

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from dr_platform.records import EvalReport, Metric
+    from dr_platform.records import EvalReport, Metric, RuleOutcome
 
 
 def plain_table(*columns: str, title: str | None = None) -> Table:
@@ -41,3 +41,24 @@ def metric_cells(metric: Metric) -> Sequence[str]:
         metric.extractor.name if metric.extractor else "–",
         str(metric.seed),
     )
+
+
+def rule_table(outcomes: Sequence[RuleOutcome]) -> Table:
+    """The rules of a promotion: one row each with what was found, what was needed, and whether that is met.
+
+    What is only a part of the rule that follows, and binds by it alone, is indented.
+    """
+    table = plain_table("rule", ">value", ">bound", ">margin", "verdict")
+    for outcome in outcomes:
+        table.add_row(
+            outcome.rule if outcome.binding else f"  {outcome.rule}",
+            _number(outcome.value),
+            _number(outcome.bound),
+            f"{outcome.margin:.1%}" if outcome.margin is not None else "–",
+            outcome.verdict,
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.4g}" if value is not None else "–"

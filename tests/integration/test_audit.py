@@ -11,7 +11,7 @@ import torch
 from small_project import make_project
 from typer.testing import CliRunner, Result
 
-from dr_platform import checkpoint, tracking
+from dr_platform import checkpoint, profiles, tracking
 from dr_platform.cli.console import one_line_errors
 from dr_platform.cli.main import app
 from dr_platform.gan import Generator
@@ -135,3 +135,15 @@ def test_drift_and_damage_are_reported_by_verify_and_doctor_and_restored(
     assert drp("audit", "verify").exit_code == 0
     (finding,) = (f for f in json.loads(drp("doctor", "--json").stdout) if f["what"] == "ledger")
     assert finding["well"]
+
+
+def test_a_decision_is_shown_rule_by_rule_with_its_place_in_the_ledger(project: Path) -> None:
+    profiles.edit(project, {"promote": {"visibility": "public", "max_kid": 0.1}})
+    dry = drp("promote", "2", "--dry-run")
+    assert dry.exit_code == 3
+    assert "of the ledger" not in dry.stdout
+    done = drp("promote", "2")
+    (entry,) = json.loads(drp("audit", "log", "--json").stdout)[-1:]
+    assert f"entry {entry['index']} of the ledger" in done.stdout
+    rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert rows.index("visibility – – – pass") < rows.index("KID – 0.1 – missing")
