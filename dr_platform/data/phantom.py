@@ -93,17 +93,25 @@ class Phantom:
 
 
 def phantom(
-    seed: int, index: int, size: int, *, grades: Sequence[float] = DEFAULT_GRADES, grade: int | None = None
+    seed: int,
+    index: int,
+    size: int,
+    *,
+    grades: Sequence[float] = DEFAULT_GRADES,
+    grade: int | None = None,
+    microaneurysms: float = 1.0,
 ) -> Phantom:
     """The photograph numbered `index` of the collection `seed`, `size` pixels square, and its truth.
 
     grades: relative frequency of ICDR grades 0-4 in the collection, five values ≥ 0.
     grade: fixes this photograph's grade instead; anatomy, light and patient stay what they were.
-    The same arguments give the same bytes. Raises DataError on a negative seed or index, a size below 16, bad grades.
+    microaneurysms: how many times as many of them are drawn, everything else being the same; fewer are among more.
+    The same arguments give the same bytes. Raises DataError on a negative seed, index or number of microaneurysms, a
+    size below 16, bad grades.
     """
     if size < 16:
         raise DataError(f"phantom size is {size} pixels; at least 16 are needed.")
-    scene = sample_scene(seed, index, grades, grade)
+    scene = sample_scene(seed, index, grades, grade, microaneurysms)
     eye = scene.eye
     view = _View(size, eye)
     light = _draw(view, scene, random_stream(seed, TEXTURE, index))

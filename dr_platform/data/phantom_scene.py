@@ -58,10 +58,14 @@ class Scene:
     marks: tuple[Mark, ...]
 
 
-def sample_scene(seed: int, index: int, grades: Sequence[float], grade: int | None) -> Scene:
+def sample_scene(
+    seed: int, index: int, grades: Sequence[float], grade: int | None, microaneurysms: float = 1.0
+) -> Scene:
     """The scene numbered `index` of the collection `seed`; see `phantom` for the arguments."""
     if seed < 0 or index < 0:
         raise DataError(f"phantom seed {seed}, index {index}: both start at 0.")
+    if not 0 <= microaneurysms < math.inf:
+        raise DataError(f"phantom with {microaneurysms} times its microaneurysms: give a number of at least 0.")
     patient, side, first = _patient_of(seed, index)
     if grade is None:
         grade = _grade(seed, index, first, grades)
@@ -71,6 +75,8 @@ def sample_scene(seed: int, index: int, grades: Sequence[float], grade: int | No
     eye = _eye(random_stream(seed, EYE, index), traits, side)
     vessels = _vessels(random_stream(seed, VESSELS, index), traits, eye, beaded=grade >= 3)
     marks = _marks(random_stream(seed, LESIONS, index, grade), eye, vessels, grade)
+    if microaneurysms != 1:
+        marks = _with_times(random_stream(seed, LESIONS, index, grade, 1), marks, eye, vessels, microaneurysms)
     return Scene(patient, side, grade, traits, eye, vessels, marks)
 
 
@@ -306,6 +312,9 @@ def _finish(strand: Strand, eye: Eye, beaded: bool) -> Strand:
 # ---- lesions -------------------------------------------------------------------------------------------------------
 
 
+_MICROANEURYSM_UM = (25, 100)  # range of diameters
+
+
 @dataclass(frozen=True)
 class Mark:
     """A lesion in mm: discs that make it up, [n, 3] as x, y, radius, and the circle that holds them."""
@@ -334,7 +343,7 @@ def _marks(rng: np.random.Generator, eye: Eye, vessels: list[Strand], grade: int
             marks.append(Mark(kind, x, y, np.array([(x, y, rng.uniform(low_um, high_um) / 2000)])))
 
     low, high = ((1, 9), (5, 18), (14, 34), (8, 26))[grade - 1]
-    discs("microaneurysm", int(rng.integers(low, high)), 25, 100)
+    discs("microaneurysm", int(rng.integers(low, high)), *_MICROANEURYSM_UM)
     if grade == 1:
         return tuple(marks)
     discs("dot_haemorrhage", int(rng.integers(*((2, 9), (20, 41), (8, 25))[grade - 2])), 100, 260)
@@ -347,6 +356,19 @@ def _marks(rng: np.random.Generator, eye: Eye, vessels: list[Strand], grade: int
     if grade == 4:
         marks.extend(_proliferation(rng, eye, free))
     return tuple(marks)
+
+
+def _with_times(
+    rng: np.random.Generator, marks: tuple[Mark, ...], eye: Eye, vessels: list[Strand], times: float
+) -> tuple[Mark, ...]:
+    """The marks with so many times as many microaneurysms: the first of them, or all and further ones."""
+    own = [mark for mark in marks if mark.kind == "microaneurysm"]
+    wanted = round(times * len(own))
+    more = _free_places(rng, eye, vessels)(max(0, wanted - len(own)))
+    sizes = rng.uniform(*_MICROANEURYSM_UM, len(more)) / 2000
+    further = [Mark("microaneurysm", x, y, np.array([(x, y, r)])) for (x, y), r in zip(more, sizes, strict=True)]
+    rest = [mark for mark in marks if mark.kind != "microaneurysm"]
+    return (*own[:wanted], *further, *rest)
 
 
 def _lit(xy: Array, eye: Eye) -> NDArray[np.bool_]:

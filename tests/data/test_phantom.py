@@ -210,3 +210,21 @@ def test_impossible_arguments_are_refused_in_one_line(seed: int, index: int, siz
     with pytest.raises(DataError) as caught:
         phantom(seed, index, size, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_microaneurysms_alone_come_and_go_with_their_dose() -> None:
+    def split(times: float) -> tuple[list[tuple[float, float]], list[object]]:
+        marks = phantom(5, 3, 64, grade=2, microaneurysms=times).lesions
+        own = [(mark.x_px, mark.y_px) for mark in marks if mark.kind == "microaneurysm"]
+        return own, [mark for mark in marks if mark.kind != "microaneurysm"]
+
+    own, rest = split(1)
+    assert phantom(5, 3, 64, grade=2, microaneurysms=1.0).jpeg == phantom(5, 3, 64, grade=2).jpeg
+    for times in (0, 0.5, 2, 4):
+        found, others = split(times)
+        assert len(found) == round(times * len(own))
+        assert others == rest
+        assert set(found) <= set(own) if times < 1 else set(found) >= set(own)
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(DataError, match="times its microaneurysms"):
+            phantom(5, 3, 64, microaneurysms=bad)
