@@ -5,6 +5,9 @@ moved by an ideal operator, and the two are compared where both are defined. Kar
 Adversarial Networks", section 3.2 and appendix E. Squared errors are pooled over all images before the logarithm, so
 a batch with no error at all (a shift by 0 pixels) counts like any other.
 
+A fundus picture is black outside its field of view, and black is easy to move. So each number can also be had within
+the field alone: the circle found in the unmoved picture, moved along, and cut with the operator's mask.
+
 Legend: images [N, C, H, W]; (tx, ty) a shift as a share of width and height; angle in radians; an operator returns the
 moved images and a mask [1, 1, H, W], 1 where they are defined.
 """
@@ -21,13 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dr_platform.errors import EvaluationError
+from dr_platform.data.fundus import FieldOfView, find_field_of_view
+from dr_platform.errors import DataError, EvaluationError
 from dr_platform.gan import Generator
 
 EQ_BATCH = 4  # images that share a transform, as in the paper; part of the metric, not of the machine
 MAX_SHIFT = 0.125  # of the width
 SIGNAL_RANGE = 2.0  # images span [-1, 1]
 NAMES = ("eq_t_int_db", "eq_t_frac_db", "eq_r_db")
+FIELD_NAMES = ("eq_t_int_field_db", "eq_t_frac_field_db", "eq_r_field_db")
 
 _LANCZOS = 3  # lobes of the Lanczos window
 _RADIUS = 6  # of the band-limiting filter, input pixels
@@ -56,7 +61,6 @@ def draw_transforms(count: int, resolution: int, seed: int) -> list[Transforms]:
     ]
 
 
-@torch.no_grad()
 def equivariance_errors(
     generator: Generator, batches: Iterable[tuple[Tensor, Tensor | None, Transforms]]
 ) -> np.ndarray:
@@ -65,10 +69,36 @@ def equivariance_errors(
     generator: called as G(z, c, force_fp32=True); the [3, 3] buffer `synthesis.input.transform` moves its input.
     batches: latents [n, z_dim], labels [n, c_dim] or None, and what is done to them. Runs in full float32.
     """
-    transform = generator.synthesis.input.transform
-    with _full_precision(), _restored(transform):
-        rows = [_batch_errors(generator, transform, z, c, moves) for z, c, moves in batches]
-    return np.array(rows, dtype=np.float64).reshape(-1, len(NAMES), 2)
+    return _errors(generator, batches, in_field=False)[:, 0]
+
+
+def equivariance_errors_in_field(
+    generator: Generator, batches: Iterable[tuple[Tensor, Tensor | None, Transforms]]
+) -> np.ndarray:
+    """As `equivariance_errors`, over the frame and over the field of view: float64 [batches, 2, 3 metrics, 2].
+
+    [:, 0] is what `equivariance_errors` gives, [:, 1] is named by `FIELD_NAMES`, and both come of the same pictures.
+    A picture in which no field of view is found counts in the first only. Needs pictures of at least 16 x 16 pixels.
+    """
+    return _errors(generator, batches, in_field=True)
+
+
+def field_masks(images: Tensor, transform: np.ndarray) -> Tensor:
+    """Where the field of view of each picture lies once the picture is moved: 0 or 1, like images, [N, 1, H, W].
+
+    images: in [-1, 1], 1 or 3 channels. transform: [3, 3], from a moved picture's plane to the unmoved one's, in widths
+    and heights from the centre, as the generator's input has it. All 0 for a picture in which no field is found.
+    """
+    height, width = images.shape[-2:]
+    y, x = torch.meshgrid(_centred(height, images), _centred(width, images), indexing="ij")
+    from_x, from_y = (float(row[0]) * x + float(row[1]) * y + float(row[2]) for row in transform[:2])
+    masks = torch.zeros(len(images), 1, height, width, dtype=images.dtype, device=images.device)
+    for mask, fov in zip(masks, _fields(images), strict=True):
+        if fov is not None:
+            across = (from_x + 0.5) * width - 0.5 - fov.cx
+            along = (from_y + 0.5) * height - 0.5 - fov.cy
+            mask[0] = (across.square() + along.square() <= fov.radius**2).to(masks)
+    return masks
 
 
 def decibels(errors: np.ndarray) -> tuple[float, float | None]:
@@ -162,24 +192,57 @@ def band_limiting_filter(matrix: np.ndarray, up: int) -> Tensor:
     return torch.from_numpy(taps)
 
 
+@torch.no_grad()
+def _errors(
+    generator: Generator, batches: Iterable[tuple[Tensor, Tensor | None, Transforms]], in_field: bool
+) -> np.ndarray:
+    transform = generator.synthesis.input.transform
+    with _full_precision(), _restored(transform):
+        rows = [_batch_errors(generator, transform, z, c, moves, in_field) for z, c, moves in batches]
+    return np.array(rows, dtype=np.float64).reshape(-1, 1 + in_field, len(NAMES), 2)
+
+
 def _batch_errors(
-    generator: Generator, transform: Tensor, z: Tensor, c: Tensor | None, moves: Transforms
-) -> list[tuple[float, float]]:
+    generator: Generator, transform: Tensor, z: Tensor, c: Tensor | None, moves: Transforms, in_field: bool
+) -> list[list[tuple[float, float]]]:
     def moved_input(matrix: np.ndarray) -> Tensor:
         transform.copy_(torch.from_numpy(matrix))
         return generator(z, c, force_fp32=True).float()
 
     still = moved_input(np.eye(3))
-    errors = []
+    rows: list[list[tuple[float, float]]] = [[] for _ in range(1 + in_field)]
+
+    def compare(found: Tensor, expected: Tensor, mask: Tensor, matrix: np.ndarray) -> None:
+        rows[0].append(_squared_error(found, expected, mask))
+        if in_field:
+            rows[1].append(_squared_error(found, expected, mask * field_masks(still, matrix)))
+
     for operator, (tx, ty) in ((integer_translation, moves.integer), (fractional_translation, moves.fractional)):
         shift = np.eye(3)
         shift[:2, 2] = -tx, -ty
         expected, mask = operator(still, tx, ty)
-        errors.append(_squared_error(moved_input(shift), expected, mask))
+        compare(moved_input(shift), expected, mask, shift)
+    turn = rotation_matrix(-moves.angle)
     expected, mask = rotation(still, moves.angle)
-    turned, valid = pseudo_rotation(moved_input(rotation_matrix(-moves.angle)), moves.angle)
-    errors.append(_squared_error(turned, expected, mask * valid))
-    return errors
+    turned, valid = pseudo_rotation(moved_input(turn), moves.angle)
+    compare(turned, expected, mask * valid, turn)
+    return rows
+
+
+def _fields(images: Tensor) -> list[FieldOfView | None]:
+    pixels = images.mul(127.5).add(128).clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    found: list[FieldOfView | None] = []
+    for picture in pixels.cpu().numpy():
+        try:
+            found.append(find_field_of_view(np.ascontiguousarray(picture)))
+        except DataError:
+            found.append(None)
+    return found
+
+
+def _centred(size: int, like: Tensor) -> Tensor:
+    """Pixel centres as shares of the size, 0 in the middle."""
+    return (torch.arange(size, device=like.device, dtype=torch.float64) + 0.5) / size - 0.5
 
 
 def _squared_error(found: Tensor, expected: Tensor, mask: Tensor) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from shared_data import GOLDEN, needs_golden
 
+from dr_platform.data.phantom import phantom
 from dr_platform.errors import EvaluationError
 from dr_platform.evaluation import equivariance as eq
 from dr_platform.gan import generator_from_state
@@ -151,6 +152,79 @@ def test_no_error_at_all_is_a_finite_number() -> None:
 def test_nothing_to_compare_is_refused() -> None:
     with pytest.raises(EvaluationError, match="nothing is left to compare"):
         eq.decibels(np.zeros((3, 2)))
+
+
+class DiscGenerator(torch.nn.Module):
+    """A lit disc off the centre of a black plane, with slow waves inside; moved exactly, as `transform` says.
+
+    What it gets wrong can be planted: `inside` and `outside` are noise of that amplitude, drawn anew at every call.
+    """
+
+    def __init__(self, inside: float = 0.0, outside: float = 0.0) -> None:
+        super().__init__()
+        self.z_dim, self.resolution, self.inside, self.outside = 8, 64, inside, outside
+        self.synthesis = torch.nn.Module()
+        self.synthesis.input = torch.nn.Module()
+        self.synthesis.input.register_buffer("transform", torch.eye(3))
+        self.noise = torch.Generator().manual_seed(0)
+
+    def forward(self, z: torch.Tensor, c: torch.Tensor | None = None, force_fp32: bool = False) -> torch.Tensor:
+        axis = (torch.arange(self.resolution) + 0.5) / self.resolution - 0.5
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        x, y, _ = (self.synthesis.input.transform @ torch.stack([x, y, torch.ones_like(x)]).flatten(1)).reshape(
+            3, 64, 64
+        )
+        disc = torch.sigmoid((0.3 - torch.hypot(x - 0.05, y + 0.03)) * self.resolution * 2)
+        light = (0.5 + 0.1 * torch.sin(2 * math.pi * (2 * x - y) + z[:, :1, None])) * disc
+        noise = torch.randn(len(z), 64, 64, generator=self.noise)
+        amplitude = torch.where(disc > 0.5, self.inside, self.outside)
+        return (2 * light - 1 + amplitude * noise)[:, None].expand(-1, 3, -1, -1)
+
+
+@pytest.mark.parametrize("moved", ["shift", "turn"])
+def test_the_mask_of_the_field_moves_with_the_picture(moved: str) -> None:
+    generator = DiscGenerator()
+    matrix = eq.rotation_matrix(-0.8)
+    if moved == "shift":
+        matrix = np.eye(3)
+        matrix[:2, 2] = -0.11, 0.06
+    mask = eq.field_masks(generator(torch.zeros(1, 8)), matrix)
+    generator.synthesis.input.transform.copy_(torch.from_numpy(matrix))
+    lit = generator(torch.zeros(1, 8))[:, :1] > -0.5
+    # Only pixels on the border may differ: a ring of a pixel's width around a circle of 19 pixels.
+    assert (mask.bool() ^ lit).sum() < 2 * math.pi * 0.3 * 64
+    assert abs(mask.sum() - lit.sum()) < 0.05 * lit.sum()
+
+
+def test_the_field_of_a_phantom_is_masked() -> None:
+    truth = phantom(3, 1, 64)
+    image = torch.from_numpy(truth.image).permute(2, 0, 1)[None] / 127.5 - 1
+    mask = eq.field_masks(image, np.eye(3))
+    assert mask.sum() == pytest.approx(math.pi * truth.fov_radius**2, rel=0.05)
+
+
+def test_a_picture_without_a_field_is_left_out() -> None:
+    assert eq.field_masks(torch.zeros(2, 1, 32, 32), np.eye(3)).sum() == 0
+
+
+@pytest.mark.parametrize(("inside", "outside", "gain"), [(0.0, 0.02, 1), (0.02, 0.0, -1)])
+def test_an_error_outside_the_field_does_not_count_within(inside: float, outside: float, gain: int) -> None:
+    generator = DiscGenerator(inside, outside)
+    errors = eq.equivariance_errors_in_field(generator, batches(generator, 3))
+    # The whole disc stays in every frame: 3 channels of 4 pictures; a radius is found to a third of a pixel or so.
+    np.testing.assert_allclose(errors[:, 1, :, 1], 12 * math.pi * (0.3 * 64) ** 2, rtol=0.04)
+    whole, field = (eq.decibels(errors[:, part, 0])[0] for part in range(2))
+    # Noise of 0.02 on either picture is 20 log 2 - 10 log (2 * 0.02**2) = 37 dB where it is.
+    assert gain * (field - whole) > 3
+    if inside:
+        assert field == pytest.approx(37.0, abs=1.0)
+
+
+def test_the_frames_errors_are_the_same_with_and_without_the_fields(waves: torch.nn.Module) -> None:
+    shown = batches(waves, 3)
+    both = eq.equivariance_errors_in_field(waves, shown)
+    assert np.array_equal(both[:, 0], eq.equivariance_errors(waves, shown))
+    assert len(eq.FIELD_NAMES) == both.shape[2]
 
 
 @needs_golden
