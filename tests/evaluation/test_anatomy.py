@@ -95,3 +95,14 @@ def test_too_few_patients_are_refused() -> None:
         distance_between(values, values, kind="ks", seed=0, groups=np.arange(20) // 4)
     with pytest.raises(EvaluationError, match="all real values are equal"):
         distance_between(np.ones(20), values, kind="w1", seed=0)
+
+
+def test_counts_that_are_mostly_equal_have_a_spread_of_their_own_size() -> None:
+    """A quarter of 16 counts may hold one value only: it has no standard deviation to measure by."""
+    rng = np.random.default_rng(3)
+    real, fake = rng.poisson(1.0, 16).astype(float), rng.poisson(1.0, 16).astype(float)
+    found = distance_between(real, fake, kind="w1", seed=0)
+    assert found.spread is not None
+    assert found.spread < 2
+    with pytest.raises(EvaluationError, match="of the quarters all real values are equal"):
+        distance_between(np.r_[np.zeros(31), 1.0], np.zeros(32), kind="w1", seed=0)
