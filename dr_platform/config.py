@@ -247,6 +247,9 @@ class EvaluateConfig(Section):
     )
     kid_subsets: PositiveInt = Field(description="Subsets of KID.")
     kid_subset_size: Annotated[int, Field(ge=2)] = Field(description="Images per subset of KID.")
+    pictures: Annotated[int, Field(ge=0)] = Field(
+        512, description="Images of either side looked at as pictures (spectrum, rim, lesions, copies); 0: none."
+    )
     equivariance_images: PositiveInt = Field(description="Generated images for EQ-T and EQ-R.")
     batch: PositiveInt = Field(description="Images per forward pass.")
     seed: Seed = Field(description="Latents and transforms.")

@@ -302,6 +302,56 @@ class Metric(BaseModel):
     said: str = Field("", description="What the number says, in a sentence, where that is not plain.")
 
 
+Numbers = tuple[float, ...]
+
+
+class Curve(BaseModel):
+    """A line for real and one for generated pictures, over the same x."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["spectrum", "direction", "rim"]
+    x: Numbers = Field(description="Cycles per pixel; degrees; radii of the field.")
+    real: Numbers = Field(description="dB, dB over the ring's mean, or grey levels.")
+    fake: Numbers
+    low: Numbers = Field(description="Between low and high the generated line would lie in 95 of 100 cases by chance.")
+    high: Numbers
+
+
+class Distribution(BaseModel):
+    """A number taken of each picture: its quantiles, evenly from the least to the largest, at most 101 of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    real: Numbers
+    fake: Numbers
+    n_real: int = Field(description="Pictures in which it could be measured.")
+    n_fake: int
+
+
+class NearestReal(BaseModel):
+    """A generated picture and the real one nearest to it in a feature space."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(description="Of the generated picture, as `drp generate --seeds SEED --psi 1` draws it.")
+    real: int = Field(description="Row of the real one in the reference, which only its owner can look up.")
+    distance: float
+    typical: float = Field(description="Median distance of a real picture to the nearest other real one.")
+    extractor: str
+
+
+class Figures(BaseModel):
+    """What a report's figures are drawn from: sums over pictures, and numbers in order of size; no pixels, no names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    curves: tuple[Curve, ...] = ()
+    distributions: tuple[Distribution, ...] = ()
+    neighbours: tuple[NearestReal, ...] = Field((), description="The nearest pairs, nearest first.")
+
+
 class EvalReport(Record):
     """The metrics of one checkpoint against one reference set."""
 
@@ -322,6 +372,7 @@ class EvalReport(Record):
     seed: int
     metrics: tuple[Metric, ...]
     notes: tuple[str, ...] = Field((), description="What was not measured, and why.")
+    figures: Figures = Field(Figures(), description="Curves, distributions and nearest neighbours behind the metrics.")
 
     def metric(self, stem: str) -> Metric | None:
         """The first metric named `stem`, or `stem` with an extractor's suffix; None if there is none."""

@@ -98,18 +98,20 @@ def plan_sweep(project: Project, sizes: Sequence[int], gammas: Sequence[float]) 
         )
     cells = []
     kimg = project.params.sweep.kimg
+    # What ranks the trials is no matter of the pictures, and looking at them would take longer than a small training.
+    evaluate = project.params.evaluate.model_copy(update={"pictures": 0})
     for size, gamma in product(sorted(set(sizes)), sorted(set(gammas))):
         changes = {"subset": size, "gamma": gamma, "r1_lambda": None}
         changes |= {"kimg": kimg, "tick_kimg": kimg / _RUNGS, "checkpoint_ticks": 1}
         train = project.params.train.model_copy(update=changes)
-        trial = Project(project.root, project.params.model_copy(update={"train": train}))
+        trial = Project(project.root, project.params.model_copy(update={"train": train, "evaluate": evaluate}))
         cells.append(Cell(size, gamma, trial, make_plan(trial.params, trial.prepared, trial.storage / "sweeps")))
     common = project.params.train.model_copy(update={"subset": None, "gamma": 0.0, "r1_lambda": None, "kimg": kimg})
     name = files.sha256_json(
         {
             "train": common.identity(),
             "prepare": prepare.model_dump(mode="json"),
-            "evaluate": project.params.evaluate.model_dump(mode="json"),
+            "evaluate": evaluate.model_dump(mode="json"),
             "metric": project.params.sweep.metric,
         }
     )[:10]

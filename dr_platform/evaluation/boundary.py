@@ -129,8 +129,13 @@ def centre_crop(images: Pixels, kind: Crop = "linear") -> Pixels:
     if kind not in ("linear", "area"):
         raise EvaluationError(f"a centre crop is 'linear' or 'area', not {kind!r}.")
     size = images.shape[1]
-    margin = round(size * (1 - (CROP if kind == "linear" else math.sqrt(CROP))) / 2)
-    return images[:, margin : size - margin, margin : size - margin]
+    off = margin(size, kind)
+    return images[:, off : size - off, off : size - off]
+
+
+def margin(size: int, kind: Crop = "linear") -> int:
+    """What `centre_crop` takes off each side of a picture `size` wide, in pixels."""
+    return round(size * (1 - (CROP if kind == "linear" else math.sqrt(CROP))) / 2)
 
 
 def region(images: Pixels, which: Region, crop: Crop = "linear") -> Pixels:
@@ -192,9 +197,17 @@ def _rays(image: Pixels, field: FieldOfView) -> _Rays:
 
 def _light(values: Floats, radii: Floats, radius: float) -> Floats:
     """The light of each ray just inside the border, whether that is the circle or a chord: [rays]."""
-    near = np.nanmedian(values[:, (radii > 0.78 * radius) & (radii < 0.9 * radius)], axis=1)
-    inner = np.nanmedian(values[:, radii < 0.7 * radius], axis=1)
+    near = _medians(values[:, (radii > 0.78 * radius) & (radii < 0.9 * radius)])
+    inner = _medians(values[:, radii < 0.7 * radius])
     return np.where(near > 0.4 * inner, near, inner)
+
+
+def _medians(values: Floats) -> Floats:
+    """Of each row, over what lies within the frame; NaN where nothing does."""
+    there = np.isfinite(values).any(axis=1)
+    medians = np.full(len(values), np.nan)
+    medians[there] = np.nanmedian(values[there], axis=1)
+    return medians
 
 
 def _crossing(values: Floats, radii: Floats) -> Floats:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from dr_platform import records
 from dr_platform.config import EvaluateConfig
 from dr_platform.errors import EvaluationError
-from dr_platform.evaluation import equivariance, suite
+from dr_platform.evaluation import appearance, boundary, equivariance, suite
 from dr_platform.evaluation.features import FeatureExtractor, choose_extractors, extract_cached, extract_each
 from dr_platform.gan import Generator
 from dr_platform.sampling import SEED_LIMIT, latents, sample_images
@@ -27,8 +27,8 @@ from dr_platform.sampling import SEED_LIMIT, latents, sample_images
 Progress = Callable[[int, int], None]  # passes through a network so far, and in all
 
 _SEED_STRIDE = 1_000_003  # a prime beyond any usual count of images: other seeds take other latents
-_KEPT = 512  # generated images that are kept as pictures: half a gigabyte at 512 px
 _PASSES = 4  # per image of the equivariance metrics: as it is, and moved in three ways
+_SMALLEST_FIELD = 16  # pixels across a picture in which a field of view is looked for
 _NOT_FINITE = "the generator's images are not finite, so nothing can be measured. Evaluate an earlier checkpoint."
 
 
@@ -60,43 +60,52 @@ def evaluate(
     members: int | None = None,
     progress: Progress | None = None,
 ) -> records.EvalReport:
-    """The report of a checkpoint's averaged generator: distances in every feature space, memorisation, equivariance.
+    """The report of a checkpoint's averaged generator: distances in every feature space, memorisation, equivariance,
+    and what is measured on the pictures themselves.
 
     generator: the EMA weights; moved to `device`. real: uint8 [n, R, R, 3], all prepared images of `split`, with their
     content's digest. labels: [n, c_dim] of the real images, for a conditional generator; each generated image takes
     the label of one. cache_dir keeps features of the real images, with `real_labels`, and is made private.
     patients: int [n] of the real images, so that errors are those over patients. held_out: for memorisation, and
     members: how many of the real images, the first ones, were trained on; None: all.
+    With config.pictures 0, spectrum, rim, lesions and the centre crop are left out, and copies are not looked for.
     Raises EvaluationError for too few or unfit images, weights of an extractor that cannot be had, or a generator whose
     images are not finite.
     """
     _check_images(real, checkpoint.resolution)
     generator = generator.to(device)
     extractors = choose_extractors(config.extractors, weights_dir=weights_dir, device=device)
-    beside = 0 if held_out is None else len(held_out.images)
-    passes = len(extractors) * (len(real) + beside) + config.images + _PASSES * config.equivariance_images
+    unseen = held_out if held_out is not None and len(held_out.images) else None
+    looked_at = (1 + bool(config.pictures)) * len(real) + (0 if unseen is None else len(unseen.images))
+    passes = len(extractors) * looked_at + config.images + _PASSES * config.equivariance_images
     advance = _meter(progress, passes)
 
-    def features_of(images: np.ndarray, sha256: str, extractor: FeatureExtractor) -> np.ndarray:
-        found = extract_cached(images, sha256, extractor, cache_dir, batch=config.batch, labels=real_labels)
-        advance(len(images))
-        return found
+    def features_of(images: np.ndarray, sha256: str) -> Iterator[np.ndarray]:
+        for extractor in extractors:
+            yield extract_cached(images, sha256, extractor, cache_dir, batch=config.batch, labels=real_labels)
+            advance(len(images))
 
-    reals = [features_of(real, real_sha256, extractor) for extractor in extractors]
-    held_out = held_out if held_out is not None and len(held_out.images) else None
-    apart = [
-        None if held_out is None else features_of(held_out.images, held_out.sha256, extractor)
-        for extractor in extractors
-    ]
-    drawn = generated_features(generator, extractors, config, labels=labels, advance=advance)
+    ours = list(features_of(real, real_sha256))
+    middles = list(features_of(boundary.centre_crop(real), f"{real_sha256} centre")) if config.pictures else []
+    theirs = [None] * len(ours) if unseen is None else list(features_of(unseen.images, unseen.sha256))
+    asked = [*extractors, *(suite.centred(extractor) for extractor in extractors[: len(middles)])]
+    drawn = generated_features(generator, asked, config, labels=labels, advance=advance)
     spaces = [
-        suite.Space(extractor, ours, theirs, unseen, patients, None if held_out is None else held_out.patients)
-        for extractor, ours, theirs, unseen in zip(extractors, reals, drawn.features, apart, strict=True)
+        suite.Space(extractor, rows, drawn.features[i], theirs[i], patients, unseen.patients if unseen else None)
+        for i, (extractor, rows) in enumerate(zip(extractors, ours, strict=True))
     ]
-    measured = [suite.distances(space, config) for space in spaces]
-    pictures = () if held_out is None else (real[:members], held_out.images, drawn.pictures)
-    measured.append(suite.memory([space.trained_on(members) for space in spaces], config.seed, *pictures))
-    equal = _equivariance(generator, checkpoint.resolution, config, labels, device, advance)
+    centres = [replace(spaces[i], real=rows, fake=drawn.features[len(spaces) + i]) for i, rows in enumerate(middles)]
+    pixels = (real[:members], unseen.images, drawn.pictures) if unseen and len(drawn.pictures) else ()
+    measured = [
+        *(suite.distances(space, config) for space in spaces),
+        *(suite.centre_distances(space, config) for space in centres),
+        suite.memory([space.trained_on(members) for space in spaces], config.seed, *pixels),
+        _equivariance(generator, checkpoint.resolution, config, labels, device, advance),
+    ]
+    figures = records.Figures()
+    if len(drawn.pictures):
+        seen, figures = _look(real, drawn.pictures, spaces[0], config)
+        measured.append(seen)
     return records.EvalReport(
         checkpoint_sha256=checkpoint_sha256,
         run=checkpoint.run,
@@ -110,8 +119,9 @@ def evaluate(
         reference=f"{split}, {len(real)} images",
         reference_sha256=real_sha256,
         seed=config.seed,
-        metrics=(*(metric for part in measured for metric in part.metrics), *equal),
+        metrics=tuple(metric for part in measured for metric in part.metrics),
         notes=tuple(note for part in measured for note in part.notes),
+        figures=figures,
     )
 
 
@@ -131,7 +141,7 @@ def generated_features(
     labels: np.ndarray | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Drawn:
-    """Draw `config.images` images once: their features, and the first 512 of them; else one batch is held at a time."""
+    """Draw `config.images` images once: their features, and the first `config.pictures`. Only these are all held."""
     seeds = image_seeds(config.seed, config.images)
     kept: list[np.ndarray] = []
 
@@ -142,8 +152,8 @@ def generated_features(
                 pictures = sample_images(generator, part, 1.0, config.batch, _labels_for(part, labels))
             except FloatingPointError:
                 raise EvaluationError(_NOT_FINITE) from None
-            if start < _KEPT:
-                kept.append(pictures[: _KEPT - start])
+            if start < config.pictures or not kept:
+                kept.append(pictures[: config.pictures - start])
             yield pictures
             if advance is not None:
                 advance(len(part))
@@ -196,6 +206,21 @@ def compare(first: records.EvalReport, second: records.EvalReport, stem: str) ->
     return Comparison(a.name, a, b, b.value - a.value, spread, same)
 
 
+def _look(
+    real: np.ndarray, fake: np.ndarray, space: suite.Space, config: EvaluateConfig
+) -> tuple[suite.Measured, records.Figures]:
+    """What is measured on the pictures themselves, and what figures are drawn from."""
+    patients = np.arange(len(real)) if space.patients is None else space.patients
+    rows = appearance.some_patients(patients, config.pictures, config.seed)
+    found = appearance.look(appearance.Pictures(real[rows], fake, patients[rows], config.seed))
+    figures = records.Figures(
+        curves=tuple(found.curves),
+        distributions=tuple(found.distributions),
+        neighbours=suite.nearest_pairs(space, image_seeds(config.seed, len(fake))),
+    )
+    return suite.Measured(tuple(found.metrics), tuple(found.notes)), figures
+
+
 def _equivariance(
     generator: Generator,
     resolution: int,
@@ -203,7 +228,7 @@ def _equivariance(
     labels: np.ndarray | None,
     device: torch.device | str,
     advance: Callable[[int], None],
-) -> list[records.Metric]:
+) -> suite.Measured:
     seeds = image_seeds(config.seed, config.equivariance_images)
     parts = [seeds[i : i + equivariance.EQ_BATCH] for i in range(0, len(seeds), equivariance.EQ_BATCH)]
 
@@ -214,26 +239,34 @@ def _equivariance(
             yield latents(parts[index], generator.z_dim).to(device), c, moves
             advance(_PASSES * len(parts[index]))
 
-    errors = equivariance.equivariance_errors(generator, batches())
+    if resolution >= _SMALLEST_FIELD:
+        errors = equivariance.equivariance_errors_in_field(generator, batches())
+    else:
+        errors = equivariance.equivariance_errors(generator, batches())[:, None]
     if not np.isfinite(errors).all():
         raise EvaluationError(_NOT_FINITE)
-    result = []
-    for name, sums in zip(equivariance.NAMES, errors.swapaxes(0, 1), strict=True):
-        value, spread = equivariance.decibels(sums)
-        result.append(
-            records.Metric(
-                name=name,
-                value=value,
-                spread=spread,
-                spread_kind=f"delta method over {len(parts)} transforms" if spread is not None else None,
-                n_fake=len(seeds),
-                n_real=None,
-                extractor=None,
-                seed=config.seed,
-                higher_is_better=True,
+    found, missing = [], []
+    for names, of_region in zip((equivariance.NAMES, equivariance.FIELD_NAMES), errors.swapaxes(0, 1), strict=False):
+        for name, sums in zip(names, of_region.swapaxes(0, 1), strict=True):
+            if names is equivariance.FIELD_NAMES and not sums[:, 1].sum():
+                missing.append(name)
+                continue
+            value, spread = equivariance.decibels(sums)
+            found.append(
+                records.Metric(
+                    name=name,
+                    value=value,
+                    spread=spread,
+                    spread_kind=f"delta method over {len(parts)} transforms" if spread is not None else None,
+                    n_fake=len(seeds),
+                    n_real=None,
+                    extractor=None,
+                    seed=config.seed,
+                    higher_is_better=True,
+                )
             )
-        )
-    return result
+    notes = (f"{', '.join(missing)}: no generated image shows a field of view",) if missing else ()
+    return suite.Measured(tuple(found), notes)
 
 
 def _labels_for(seeds: Sequence[int], labels: np.ndarray | None) -> np.ndarray | None:

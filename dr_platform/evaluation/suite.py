@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dr_platform import records
 from dr_platform.config import EvaluateConfig
 from dr_platform.errors import EvaluationError
-from dr_platform.evaluation import frechet, kernel_distance, memorisation, metrics, neighbours
+from dr_platform.evaluation import boundary, frechet, kernel_distance, memorisation, metrics, neighbours
 from dr_platform.evaluation.estimate import Estimate
 from dr_platform.evaluation.features import FeatureExtractor
 
@@ -28,6 +29,7 @@ MEMORISATION_ALARM = "memorisation_alarm"
 _DEFINITIONS = {"fid": "2"}  # 2: our own float64 form; 1 was torch-fidelity's
 _HIGHER = {"precision", "recall", "density", "coverage", "authpct"}
 _NEIGHBOURS = 50  # images on either side, below which a manifold of balls says nothing
+_NEAREST = 24  # pairs of a generated picture and the real one nearest to it, kept for a figure
 _HELD_OUT = 20  # images, below which memorisation is not asked for
 
 
@@ -59,12 +61,7 @@ class Measured:
 def distances(space: Space, config: EvaluateConfig) -> Measured:
     """FID, KID, relative FD, FD at infinity, MIND, precision, recall, density, coverage and AuthPct of a space."""
     real, fake, groups, seed = space.real, space.fake, space.patients, config.seed
-    found: dict[str, Estimate] = {
-        "fid": metrics.fid(real, fake, groups=groups),
-        "kid": metrics.kid(
-            real, fake, subsets=config.kid_subsets, subset_size=config.kid_subset_size, seed=seed, groups=groups
-        ),
-    }
+    found = _fid_and_kid(space, config)
     notes: list[str] = []
 
     def attempt(names: str, measure: Callable[[], Sequence[Estimate]]) -> None:
@@ -84,6 +81,50 @@ def distances(space: Space, config: EvaluateConfig) -> Measured:
         few = f"{len(real)} real and {len(fake)} generated images; at least {_NEIGHBOURS} of each are needed"
         notes.append(f"precision, recall, density, coverage, authpct: {few}")
     return Measured(tuple(_metric(space, stem, value, seed) for stem, value in found.items()), tuple(notes))
+
+
+def centred(extractor: FeatureExtractor) -> FeatureExtractor:
+    """The extractor on the middle of pictures, 80 % of their width: without the rim, which is easy to tell."""
+
+    def network(images: Tensor) -> Tensor:
+        margin = boundary.margin(images.shape[-1])
+        return extractor.network(images[..., margin : images.shape[-2] - margin, margin : images.shape[-1] - margin])
+
+    return replace(extractor, network=network)
+
+
+def centre_distances(space: Space, config: EvaluateConfig) -> Measured:
+    """FID and KID of features by `centred`, as fid_centre and kid_centre."""
+    found = []
+    for stem, value in _fid_and_kid(space, config).items():
+        named = {"name": space.extractor.metric_name(f"{stem}_centre"), "region": "centre"}
+        found.append(_metric(space, stem, value, config.seed).model_copy(update=named))
+    return Measured(tuple(found), ())
+
+
+def nearest_pairs(space: Space, seeds: Sequence[int]) -> tuple[records.NearestReal, ...]:
+    """The generated pictures that lie nearest to a real one, nearest first; seeds: of the first generated ones."""
+    found = neighbours.nearest(space.real, space.fake[: len(seeds)])
+    distance, typical = found.distances[:, 0], float(np.median(neighbours.radii(space.real, 1)))
+    return tuple(
+        records.NearestReal(
+            seed=seeds[row],
+            real=int(found.indices[row, 0]),
+            distance=float(distance[row]),
+            typical=typical,
+            extractor=space.extractor.identity.name,
+        )
+        for row in np.argsort(distance, kind="stable")[:_NEAREST]
+    )
+
+
+def _fid_and_kid(space: Space, config: EvaluateConfig) -> dict[str, Estimate]:
+    real, fake, groups = space.real, space.fake, space.patients
+    subsets, size = config.kid_subsets, config.kid_subset_size
+    return {
+        "fid": metrics.fid(real, fake, groups=groups),
+        "kid": metrics.kid(real, fake, subsets=subsets, subset_size=size, seed=config.seed, groups=groups),
+    }
 
 
 def _metric(space: Space, stem: str, value: Estimate, seed: int) -> records.Metric:
@@ -140,7 +181,7 @@ def memory(
             spread=None,
             spread_kind=None,
             extractor=None,
-            said="; ".join(said.reasons) or "nothing beyond the control",
+            said=f"the alarm of memorisation ({'; '.join(said.reasons) or 'nothing beyond the control'})",
             **common,
         )
     ]

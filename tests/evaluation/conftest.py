@@ -51,6 +51,7 @@ def config() -> EvaluateConfig:
         extractor="small",
         kid_subsets=10,
         kid_subset_size=50,
+        pictures=0,
         equivariance_images=8,
         batch=16,
         seed=3,

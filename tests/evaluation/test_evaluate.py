@@ -13,11 +13,11 @@ from shared_data import WEIGHTS, needs_weights
 from dr_platform.config import EvaluateConfig
 from dr_platform.data.phantom import phantom
 from dr_platform.errors import EvaluationError
-from dr_platform.evaluation import suite
+from dr_platform.evaluation import boundary, suite
 from dr_platform.evaluation.evaluate import HeldOut, compare, evaluate, generated_features, image_seeds
 from dr_platform.evaluation.features import choose_extractor, extract
 from dr_platform.gan import Generator
-from dr_platform.records import Checkpoint, EvalReport
+from dr_platform.records import Checkpoint, EvalReport, Figures
 from dr_platform.sampling import sample_images
 
 DATA, STATE = "d" * 64, "c" * 64
@@ -66,7 +66,11 @@ def test_a_report_says_what_was_measured_against_what(
         "eq_t_frac_db",
         "eq_r_db",
     ]
-    assert report.notes == ("memorisation: 0 held-out images; at least 20 are needed",)
+    assert report.notes == (
+        "memorisation: 0 held-out images; at least 20 are needed",
+        "eq_t_int_field_db, eq_t_frac_field_db, eq_r_field_db: no generated image shows a field of view",
+    )
+    assert report.figures == Figures()
     assert (report.checkpoint_sha256, report.data_sha256) == (STATE, checkpoint.data_sha256)
     assert (report.reference, report.reference_sha256, report.seed) == ("train, 120 images", DATA, 3)
     fid, kid, *_ = report.metrics
@@ -78,6 +82,75 @@ def test_a_report_says_what_was_measured_against_what(
     assert integer.value > 100  # the wave generator moves with its input
     report.write(tmp_path / "report.json")
     assert EvalReport.read(tmp_path / "report.json") == report
+
+
+def test_pictures_are_looked_at_where_asked_for_and_change_no_other_number(
+    measure: Callable[..., EvalReport], config: EvaluateConfig, tmp_path: Path
+) -> None:
+    plain, looked = measure(), measure(config=changed(config, pictures=40))
+    assert looked.metrics[: len(plain.metrics) - 3] == plain.metrics[:-3]
+    assert looked.metrics[len(plain.metrics) - 1 : len(plain.metrics) + 2] == plain.metrics[-3:]  # after the centre's
+    centre = looked.metric("fid_centre")
+    assert (centre.region, centre.n_fake, centre.n_real) == ("centre", 100, 120)
+    for stem in ("spectrum_alarm", "spectrum_db_lesions", "rim_found", "c2st_rim", "c2st_centre"):
+        assert (looked.metric(stem).n_fake, looked.metric(stem).n_real) == (40, 40)
+    assert looked.metric("spectrum_alarm").value == 1  # waves are no blobs
+    first = looked.figures.neighbours[0]
+    assert first.seed in image_seeds(3, 40)
+    assert first.distance > first.typical
+    looked.write(tmp_path / "report.json")
+    assert EvalReport.read(tmp_path / "report.json") == looked
+
+
+class Nailed(torch.nn.Module):
+    """A disc that moves as its input does, with a chequerboard on it that does not."""
+
+    z_dim = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.synthesis = torch.nn.Module()
+        self.synthesis.input = torch.nn.Module()
+        self.synthesis.input.register_buffer("transform", torch.eye(3))
+
+    def forward(self, z: torch.Tensor, c: None = None, **_: object) -> torch.Tensor:
+        axis = (torch.arange(32) + 0.5) / 32 - 0.5
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        moved = self.synthesis.input.transform @ torch.stack([x, y, torch.ones_like(x)]).flatten(1)
+        disc = ((0.3 - moved[:2].norm(dim=0)) * 60).sigmoid().reshape(32, 32)
+        board = (torch.arange(32)[:, None] + torch.arange(32)) % 2 - 0.5
+        return (disc * (1.2 + 0.4 * board) - 1 + z[:, :1, None] * 1e-3)[:, None].repeat(1, 3, 1, 1)
+
+
+def test_black_around_the_field_of_view_flatters_equivariance(
+    measure: Callable[..., EvalReport], config: EvaluateConfig
+) -> None:
+    report = measure(Nailed(), config=changed(config, equivariance_images=16))
+    # The disc has 28 % of the frame, and all the error: 5.5 dB, less what a shift takes of the frame. What a rotation
+    # compares is a circle already.
+    for stem, least in (("eq_t_int", 3), ("eq_t_frac", 3), ("eq_r", 0)):
+        assert least < report.metric(f"{stem}_db").value - report.metric(f"{stem}_field_db").value < 6
+
+
+def test_the_centre_knows_nothing_of_the_rim(blobs: np.ndarray) -> None:
+    small = choose_extractor("small")
+    painted = blobs.copy()
+    painted[:, :3] = 255
+    painted[:, :, -3:] = 90
+    middle = suite.centred(small)
+    np.testing.assert_array_equal(extract(painted, middle), extract(blobs, middle))
+    np.testing.assert_array_equal(extract(blobs, middle), extract(boundary.centre_crop(blobs), small))
+    assert not np.allclose(extract(painted, small), extract(blobs, small))
+
+
+def test_a_copy_is_the_nearest_pair() -> None:
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(60, 5)), rng.normal(size=(50, 5))
+    fake[31] = real[7]
+    pairs = suite.nearest_pairs(suite.Space(choose_extractor("small"), real, fake), range(100, 140))
+    assert (pairs[0].seed, pairs[0].real, pairs[0].distance) == (131, 7, 0)
+    assert [pair.distance for pair in pairs] == sorted(pair.distance for pair in pairs)
+    assert pairs[0].typical > 0
 
 
 class Replay(torch.nn.Module):
@@ -154,11 +227,14 @@ def test_batch_size_does_not_change_the_report(measure: Callable[..., EvalReport
         assert ours.value == pytest.approx(theirs.value, abs=1e-6)
 
 
-def test_progress_grows_to_its_announced_end(measure: Callable[..., EvalReport]) -> None:
+@pytest.mark.parametrize(("pictures", "reals"), [(0, 120), (16, 240)])  # as a whole, and their centres
+def test_progress_grows_to_its_announced_end(
+    measure: Callable[..., EvalReport], config: EvaluateConfig, pictures: int, reals: int
+) -> None:
     seen: list[tuple[int, int]] = []
-    measure(progress=lambda done, total: seen.append((done, total)))
+    measure(config=changed(config, pictures=pictures), progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (120 + 100 + 4 * 8, 120 + 100 + 4 * 8)
+    assert seen[-1] == (reals + 100 + 4 * 8, reals + 100 + 4 * 8)
 
 
 def test_real_images_are_looked_at_once(measure: Callable[..., EvalReport], tmp_path: Path) -> None:
