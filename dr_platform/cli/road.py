@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from dr_platform.records import Decision
     from dr_platform.road import Project
 
-# Of a report with a score of numbers, those that `drp status` shows.
-_LEADING = ("fid", "kid", "rfd", "coverage", "memorisation_alarm", "eq_t_int_db", "eq_t_frac_db", "eq_r_db")
 _HELD = 3  # exit status of `drp promote` where the policy says no
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -309,7 +307,7 @@ def _status(project: Project) -> dict[str, Any]:
 
 
 def _show_status(console: Console, project: Project) -> None:
-    from dr_platform.cli.tables import plain_table
+    from dr_platform.cli.tables import is_leading, plain_table
 
     state = _status(project)
     data = plain_table("data", "version")
@@ -324,7 +322,7 @@ def _show_status(console: Console, project: Project) -> None:
             (f"{model['model']}/{model['version']}", model["alias"] or "–", f"{model['images_seen']:,}"),
             *([(f"  from {model['parent']}", "", "")] if model["parent"] else []),
         ]
-        leading = [metric for metric in model["metrics"] if metric["name"].partition("__")[0] in _LEADING]
+        leading = [metric for metric in model["metrics"] if is_leading(metric["name"])]
         for index, metric in enumerate(leading):
             models.add_row(
                 *(heads[index] if index < len(heads) else ("", "", "")),

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from dr_platform.records import EvalReport, Metric, RuleOutcome
 
 
+# Of a report with some dozens of numbers, those to look at first, in this order.
+LEADING = (
+    "fid", "kid", "rfd", "coverage", "memorisation_alarm", "spectrum_alarm", "c2st_rim", "microaneurysms_w1",
+    "eq_t_int_db", "eq_t_frac_db", "eq_r_db",
+)  # fmt: skip
+
+
 def plain_table(*columns: str, title: str | None = None) -> Table:
     """A table with a rule under its head and nothing else; a column whose name starts with > is right-aligned."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
@@ -23,11 +30,20 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
 
 
 def metric_table(report: EvalReport) -> Table:
-    """A report: one row per metric with value, spread, counts, extractor and seed."""
+    """A report: one row per metric with value, spread, counts, extractor and seed; what leads first."""
     table = plain_table("metric", ">value", ">± 1 SE", ">n fake", ">n real", "extractor", ">seed")
-    for metric in report.metrics:
+    for metric in sorted(report.metrics, key=_rank):
         table.add_row(*metric_cells(metric))
     return table
+
+
+def is_leading(name: str) -> bool:
+    """Whether a metric, with or without an extractor's suffix, is one of `LEADING`."""
+    return name.partition("__")[0] in LEADING
+
+
+def _rank(metric: Metric) -> int:
+    return LEADING.index(metric.name.partition("__")[0]) if is_leading(metric.name) else len(LEADING)
 
 
 def metric_cells(metric: Metric) -> Sequence[str]:
