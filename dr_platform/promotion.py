@@ -2,8 +2,8 @@
 
 A candidate must first stand on its own (enough images, finite numbers, equivariance) and meet the rules (see rules.py).
 Against a champion it must then be compared on equal evidence, and unless the policy asks for no gain, win by more than
-the policy's share and by more than chance explains. Whatever cannot
-be compared is held, never promoted: the champion stays until evidence of the same kind speaks against it.
+the policy's share and by more than chance explains. Whatever cannot be compared is held, never promoted: the champion
+stays until evidence of the same kind speaks against it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from dr_platform import rules
+from dr_platform import comparison, rules
 from dr_platform.config import PromoteConfig
 from dr_platform.records import Decision, EvalReport, Metric
 
@@ -90,20 +90,11 @@ def _differences(
     assert metric is not None  # a candidate without the metric was held before
     if not math.isfinite(rival.value):
         yield f"The champion's {rival.name} is {rival.value}, which is no result to compare with."
-    pairs = {
-        "extractor": (_extractor(metric), _extractor(rival)),
-        "number of generated images": (metric.n_fake, rival.n_fake),
-        "number of real images": (metric.n_real, rival.n_real),
-        "grade": (candidate.grade, champion.grade),
-        "resolution": (candidate.resolution, champion.resolution),
-        "set of real images": (_short(candidate.reference_sha256), _short(champion.reference_sha256)),
-    }
-    for what, (ours, theirs) in pairs.items():
-        if ours != theirs:
-            yield (
-                f"The {stem} values cannot be compared: the candidate's {what} is {ours}, the champion's {theirs}. "
-                "Evaluate both in the same way."
-            )
+    for found in comparison.differences(candidate, metric, champion, rival):
+        yield (
+            f"The {stem} values cannot be compared: the candidate's {found.what} is {found.first}, the champion's "
+            f"{found.second}. Evaluate both in the same way."
+        )
 
 
 def _contest(metric: Metric | None, rival: Metric | None, min_gain: float, multiple: float) -> tuple[bool, list[str]]:
@@ -130,17 +121,6 @@ def _contest(metric: Metric | None, rival: Metric | None, min_gain: float, multi
         return False, reasons
     beyond = f" and {multiple:g} combined standard errors ({noise:.3g})" if spreads else ""
     return True, [f"{compared}: the gain of {gain:.3g} exceeds {min_gain:.1%} ({share:.3g}){beyond}."]
-
-
-def _extractor(metric: Metric) -> str:
-    if metric.extractor is None:
-        return "none"
-    used = metric.extractor
-    return f"{used.name} ({_short(used.weights_sha256)}, {used.resize}, definition {used.definition})"
-
-
-def _short(digest: str) -> str:
-    return f"{digest[:12]}…"
 
 
 def _names(report: EvalReport) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from dr_platform import comparison
 from dr_platform.config import PromoteConfig
 from dr_platform.records import EvalReport, Metric, RuleOutcome, Verdict
 
@@ -26,17 +27,6 @@ def judge(candidate: EvalReport, champion: EvalReport | None, policy: PromoteCon
     return [outcome for check in checks for outcome in check(candidate, champion, policy)]
 
 
-def same_identity(first: Metric, second: Metric) -> bool:
-    """Whether two numbers mean the same thing: definition, extractor, region, numbers of images and seed."""
-    return _identity(first) == _identity(second)
-
-
-def _identity(metric: Metric) -> tuple[object, ...]:
-    return (
-        metric.name, metric.definition, metric.region, metric.extractor, metric.n_fake, metric.n_real, metric.seed,
-    )  # fmt: skip
-
-
 def _visibility(candidate: EvalReport, _: EvalReport | None, policy: PromoteConfig) -> Iterator[RuleOutcome]:
     if policy.visibility != "any":
         verdict: Verdict = "pass" if candidate.visibility == policy.visibility else "fail"
@@ -50,7 +40,7 @@ def _not_worse(candidate: EvalReport, champion: EvalReport | None, policy: Promo
     """Non-inferiority to the champion in at least `spaces` feature spaces, each by its FID and the joint error."""
     if champion is None or not policy.spaces:
         return
-    outcomes = [_against(metric, champion, policy) for metric in _spaces(candidate)]
+    outcomes = [_against(candidate, metric, champion, policy) for metric in _spaces(candidate)]
     yield from outcomes
     good = sum(outcome.verdict == "pass" for outcome in outcomes)
     said = f"not worse than the champion in {good} of {len(outcomes)} feature spaces; {policy.spaces} are needed."
@@ -65,11 +55,12 @@ def _spaces(report: EvalReport) -> list[Metric]:
     return [m for m in report.metrics if m.name.partition("__")[0] == "fid" and m.region == "whole"]
 
 
-def _against(metric: Metric, champion: EvalReport, policy: PromoteConfig) -> RuleOutcome:
+def _against(candidate: EvalReport, metric: Metric, champion: EvalReport, policy: PromoteConfig) -> RuleOutcome:
     rival = next((other for other in _spaces(champion) if other.name == metric.name), None)
     rule = f"not worse, {metric.name}"
-    if rival is None or not same_identity(metric, rival) or None in (_finite(metric.value), _finite(rival.value)):
-        said = "the champion's report has no number of the same identity. Evaluate both in the same way."
+    wrong = "the champion's report has none" if rival is None else _not_compared(candidate, metric, champion, rival)
+    if rival is None or wrong:
+        said = f"it cannot be compared: {wrong}. Evaluate both in the same way."
         return RuleOutcome(
             rule=rule, metric=metric.name, value=_finite(metric.value), bound=None, margin=policy.margin,
             verdict="missing", said=said, binding=False,
@@ -86,6 +77,13 @@ def _against(metric: Metric, champion: EvalReport, policy: PromoteConfig) -> Rul
         rule=rule, metric=metric.name, value=metric.value, bound=bound, margin=policy.margin, verdict=verdict,
         said=said, binding=False,
     )  # fmt: skip
+
+
+def _not_compared(candidate: EvalReport, metric: Metric, champion: EvalReport, rival: Metric) -> str:
+    """Why two numbers cannot be compared, in words; empty where they can."""
+    if None in (_finite(metric.value), _finite(rival.value)):
+        return f"the values are {metric.value} and {rival.value}"
+    return "; ".join(map(str, comparison.differences(candidate, metric, champion, rival)))
 
 
 def _finite(value: float) -> float | None:

@@ -93,14 +93,14 @@ def show(model: Reference, as_json: Json = False) -> None:
 
 @app.command()
 def compare(first: Reference, second: Reference, as_json: Json = False) -> None:
-    """Two versions' metrics side by side; numbers of different extractors or counts are not compared.
+    """Two versions' metrics side by side; numbers of different identity are not compared.
 
     Example:
       drp models compare fundus-dr1-stylegan3/1 fundus-dr1-stylegan3/2
     """
+    from dr_platform import comparison
     from dr_platform.cli.tables import plain_table
     from dr_platform.errors import EvaluationError
-    from dr_platform.evaluation.evaluate import compare as compare_metric
 
     console = Console()
     (one, report_one), (two, report_two) = _look_up(first), _look_up(second)
@@ -114,9 +114,7 @@ def compare(first: Reference, second: Reference, as_json: Json = False) -> None:
             "second": other.value if other else None,
         }
         try:
-            compare_metric(report_one, report_two, stem)
-            row["difference"] = other.value - metric.value if other else None
-            row["note"] = ""
+            row["difference"], row["note"] = comparison.compare(report_one, report_two, stem).difference, ""
         except EvaluationError as error:
             row["difference"], row["note"] = None, str(error)
         rows.append(row)

@@ -1,4 +1,4 @@
-"""A generator and real images to an EvalReport, and two reports to a comparison.
+"""A generator and real images to an EvalReport.
 
 Every image is a function of its index and the configured seed, so neither batch size nor device count changes what is
 measured. Image i of seed 0 is the one `drp generate --seeds i --psi 1` draws. Nothing is truncated: distances are taken
@@ -7,7 +7,6 @@ at psi 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,45 +166,6 @@ def image_seeds(seed: int, count: int) -> list[int]:
     return [(seed * _SEED_STRIDE + index) % SEED_LIMIT for index in range(count)]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One metric of two reports. `difference` is second minus first; `spread` joins both where both have one."""
-
-    metric: str
-    first: records.Metric
-    second: records.Metric
-    difference: float
-    spread: float | None
-    same_reference: bool
-
-
-def compare(first: records.EvalReport, second: records.EvalReport, stem: str) -> Comparison:
-    """The metric `stem` (fid, kid, eq_t_int_db, ...) of two reports, side by side.
-
-    Raises EvaluationError if a report lacks it, or if extractors or numbers of images differ: such numbers mean
-    different things, and their difference means nothing.
-    """
-    a, b = first.metric(stem), second.metric(stem)
-    for report, metric in ((first, a), (second, b)):
-        if metric is None:
-            raise EvaluationError(f"the report of {report.run} has no {stem}. {records.EvalReport.remedy}")
-    assert a is not None
-    assert b is not None
-    if a.extractor != b.extractor:
-        raise EvaluationError(
-            f"{stem} of {first.run} was made with {_called(a.extractor)} and that of {second.run} with "
-            f"{_called(b.extractor)}: they are not comparable. Evaluate both with one evaluate.extractor."
-        )
-    if (a.n_fake, a.n_real) != (b.n_fake, b.n_real):
-        raise EvaluationError(
-            f"{stem} of {first.run} rests on {_counted(a)} and that of {second.run} on {_counted(b)}: their "
-            "biases differ, so they are not comparable. Evaluate both with the same evaluate.images and reference."
-        )
-    spread = None if a.spread is None or b.spread is None else math.hypot(a.spread, b.spread)
-    same = first.reference_sha256 == second.reference_sha256
-    return Comparison(a.name, a, b, b.value - a.value, spread, same)
-
-
 def _look(
     real: np.ndarray, fake: np.ndarray, space: suite.Space, config: EvaluateConfig
 ) -> tuple[suite.Measured, records.Figures]:
@@ -281,17 +241,6 @@ def _check_images(real: np.ndarray, resolution: int) -> None:
             f"the reference images are {real.dtype} {list(real.shape)}, but the checkpoint makes images of "
             f"{resolution} x {resolution} pixels. Prepare the data at that resolution: dvc repro prepare"
         )
-
-
-def _called(extractor: records.Extractor | None) -> str:
-    if extractor is None:
-        return "no extractor"
-    return f"{extractor.name} ({extractor.weights_sha256[:8]}, {extractor.resize}, definition {extractor.definition})"
-
-
-def _counted(metric: records.Metric) -> str:
-    real = "" if metric.n_real is None else f" and {metric.n_real} real"
-    return f"{metric.n_fake} generated{real} images"
 
 
 def _meter(progress: Progress | None, total: int) -> Callable[[int], None]:

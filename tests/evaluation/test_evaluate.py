@@ -14,7 +14,7 @@ from dr_platform.config import EvaluateConfig
 from dr_platform.data.phantom import phantom
 from dr_platform.errors import EvaluationError
 from dr_platform.evaluation import boundary, suite
-from dr_platform.evaluation.evaluate import HeldOut, compare, evaluate, generated_features, image_seeds
+from dr_platform.evaluation.evaluate import HeldOut, evaluate, generated_features, image_seeds
 from dr_platform.evaluation.features import choose_extractor, extract
 from dr_platform.gan import Generator
 from dr_platform.records import Checkpoint, EvalReport, Figures
@@ -272,38 +272,3 @@ def test_reference_images_of_another_size_are_refused(measure: Callable[..., Eva
 def test_a_single_image_is_refused(measure: Callable[..., EvalReport], blobs: np.ndarray) -> None:
     with pytest.raises(EvaluationError, match="there are 1 real and 100 generated"):
         measure(real=blobs[:1])
-
-
-def altered(report: EvalReport, **values: object) -> EvalReport:
-    return report.model_copy(update={"metrics": tuple(m.model_copy(update=values) for m in report.metrics)})
-
-
-def test_a_comparison_joins_values_and_spreads(measure: Callable[..., EvalReport]) -> None:
-    report = measure()
-    found = compare(report, altered(report, value=7.0), "fid")
-    assert found.metric == "fid__drp-small-v1"
-    assert found.difference == 7.0 - report.metrics[0].value
-    assert found.spread == pytest.approx(2**0.5 * report.metrics[0].spread)
-    assert found.same_reference
-    assert compare(report, altered(report, spread=None), "fid").spread is None
-    assert compare(report, report, "eq_r_db").difference == 0
-
-
-def test_a_comparison_across_extractors_is_refused(measure: Callable[..., EvalReport]) -> None:
-    report = measure()
-    other = report.metrics[0].extractor.model_copy(update={"name": "inception-v3-2015-12-05"})
-    with pytest.raises(EvaluationError, match=r"drp-small-v1 .* inception-v3-2015-12-05 .* not comparable"):
-        compare(report, altered(report, extractor=other), "fid")
-
-
-@pytest.mark.parametrize("count", ["n_fake", "n_real"])
-def test_a_comparison_across_numbers_of_images_is_refused(measure: Callable[..., EvalReport], count: str) -> None:
-    report = measure()
-    with pytest.raises(EvaluationError, match="biases differ"):
-        compare(report, altered(report, **{count: 99}), "kid")
-
-
-def test_a_comparison_of_a_metric_that_is_not_there_is_refused(measure: Callable[..., EvalReport]) -> None:
-    report = measure()
-    with pytest.raises(EvaluationError, match="has no lpips"):
-        compare(report, report, "lpips")
