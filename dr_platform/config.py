@@ -302,6 +302,10 @@ class PromoteConfig(Section):
     max_lesion_distance: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Largest distance of the numbers of microaneurysms, in standard deviations of the real ones."
     )
+    max_geometry_distance: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Largest distance of how much is like a disc where discs lie, in standard deviations of reals.",
+    )
     spectrum: Literal["refuse", "ignore"] = Field("ignore", description="What an alarm of the spectrum does.")
     memorisation: Literal["refuse", "ignore"] = Field("ignore", description="What a sign of memorisation does.")
     visibility: Literal["any", "public"] = Field("any", description="Which models may become champion.")
