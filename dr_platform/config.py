@@ -303,8 +303,7 @@ class PromoteConfig(Section):
         None, description="Largest distance of the numbers of microaneurysms, in standard deviations of the real ones."
     )
     max_geometry_distance: Annotated[float, Field(gt=0)] | None = Field(
-        None,
-        description="Largest distance of how much is like a disc where discs lie, in standard deviations of reals.",
+        None, description="Largest distance of how upright images are (the disc beside the middle), likewise."
     )
     spectrum: Literal["refuse", "ignore"] = Field("ignore", description="What an alarm of the spectrum does.")
     memorisation: Literal["refuse", "ignore"] = Field("ignore", description="What a sign of memorisation does.")

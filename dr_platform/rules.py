@@ -98,7 +98,7 @@ def _bounds(candidate: EvalReport, _: EvalReport | None, policy: PromoteConfig) 
         ("coverage", "coverage", policy.min_coverage, False),
         ("rim", "c2st_rim", policy.max_rim_auc, True),
         ("lesions", "microaneurysms_w1", policy.max_lesion_distance, True),
-        ("geometry", "disc_likeness_w1", policy.max_geometry_distance, True),
+        ("geometry", "disc_upright_w1", policy.max_geometry_distance, True),
     )
     for rule, stem, bound, below in limits:
         if bound is None:

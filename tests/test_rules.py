@@ -65,7 +65,7 @@ def test_without_a_champion_nothing_is_compared() -> None:
         ("min_coverage", 0.4, "coverage__small", 0.5, 0.3),
         ("max_rim_auc", 0.7, "c2st_rim", 0.6, 0.8),
         ("max_lesion_distance", 0.3, "microaneurysms_w1", 0.1, 0.5),
-        ("max_geometry_distance", 0.3, "disc_likeness_w1", 0.1, 0.5),
+        ("max_geometry_distance", 0.3, "disc_upright_w1", 0.1, 0.5),
     ],
 )
 def test_bounds_hold_and_what_is_not_measured_fails(

@@ -33,6 +33,7 @@ _SMALLER = 4  # what is smooth is found on a grid so many times coarser
 # Of the disc, in radii of the field: where it is sought. Of the macula, as seen from the disc: where it is expected
 # and how far it strays, in radii and degrees (below the horizontal). 15.5° are 0.69 radii of a 45° field, 0.52 of 60°.
 _DISC_WITHIN, _DISC_HIGH = 0.85, 0.45
+_NO_SIDE = 0.25  # a disc nearer to the middle lies on no side of it
 _AWAY, _AWAY_SD = 0.65, 0.12
 _BELOW, _BELOW_SD = 6.0, 8.0
 _EITHER = 0.15  # a disc so near to the middle may have its macula on either side
@@ -51,6 +52,7 @@ class Geometry:
     distance: float | None = None  # between them, in radii of the field
     angle_deg: float | None = None  # of the macula below the horizontal through the disc
     certainty: float = 0.0  # of the disc: its likeness in standard deviations
+    upright: float | None = None  # how much more to the left or right looks like a disc than above and below; likewise
     reason: str | None = None
 
 
@@ -69,18 +71,28 @@ def disc_and_macula(image: Pixels, fov: FieldOfView | None = None) -> Geometry:
     y, x = (np.mgrid[:_SIDE, :_SIDE] - (_SIDE - 1) / 2) / (_SIDE / 2)
     place = seen & (np.hypot(x, y) < _DISC_WITHIN) & (np.abs(y) < _DISC_HIGH)
     best = float(likeness[place].max()) if place.any() else 0.0
+    upright = _upright(likeness, x, y, seen)
     if best < CERTAIN_DISC:
-        return Geometry(
-            certainty=best, reason=f"nothing looks like a disc: likeness {best:.1f} of at least {CERTAIN_DISC:.1f} SD"
-        )
+        why = f"nothing looks like a disc: likeness {best:.1f} of at least {CERTAIN_DISC:.1f} SD"
+        return Geometry(certainty=best, upright=upright, reason=why)
     disc = _centre(likeness, x, y, place, 0.10)
     macula = _macula(image, fov, seen, x, y, disc)
     if macula is None:
-        return Geometry(certainty=best, reason="the field holds no place where the macula of such a disc can lie")
+        why = "the field holds no place where the macula of such a disc can lie"
+        return Geometry(certainty=best, upright=upright, reason=why)
     across, down = macula[0] - disc[0], macula[1] - disc[1]
     disc_xy, macula_xy = ((fov.cx + fov.radius * a, fov.cy + fov.radius * b) for a, b in (disc, macula))
     angle = math.degrees(math.atan2(down, abs(across)))
-    return Geometry(disc_xy, macula_xy, math.hypot(across, down), angle, best)
+    return Geometry(disc_xy, macula_xy, math.hypot(across, down), angle, best, upright)
+
+
+def _upright(likeness: NDArray[Any], x: Floats, y: Floats, seen: NDArray[np.bool_]) -> float | None:
+    """Positive where a disc lies beside the middle, as in an upright eye; negative where one lies above or below it."""
+    around = seen & (np.hypot(x, y) < _DISC_WITHIN) & (np.hypot(x, y) > _NO_SIDE)
+    beside, apart = around & (np.abs(x) > np.abs(y)), around & (np.abs(x) < np.abs(y))
+    if not beside.any() or not apart.any():
+        return None
+    return float(likeness[beside].max() - likeness[apart].max())
 
 
 def _disc_likeness(image: Pixels, fov: FieldOfView) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -235,7 +235,7 @@ def _numbers(image: Pixels) -> Iterator[tuple[str, float | None, str | None]]:
     yield "vessel_tortuosity", tree.tortuosity, tree.reason or "no vessel is long enough"
     yield "vessel_dimension", tree.fractal_dimension, tree.reason
     place = anatomy.disc_and_macula(image, fov)
-    yield "disc_likeness", place.certainty or None, place.reason
+    yield "disc_upright", place.upright, place.reason
     yield "disc_macula_distance", place.distance, place.reason
     yield "disc_macula_angle", place.angle_deg, place.reason
 

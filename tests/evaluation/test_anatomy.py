@@ -106,3 +106,10 @@ def test_counts_that_are_mostly_equal_have_a_spread_of_their_own_size() -> None:
     assert found.spread < 2
     with pytest.raises(EvaluationError, match="of the quarters all real values are equal"):
         distance_between(np.r_[np.zeros(31), 1.0], np.zeros(32), kind="w1", seed=0)
+
+
+def test_a_quarter_turn_is_told_from_an_upright_eye() -> None:
+    upright = [phantom(4, index, 192, grade=1).image for index in range(0, 40, 5)]
+    assert all(disc_and_macula(image).upright > 0 for image in upright)
+    assert all(disc_and_macula(np.rot90(image).copy()).upright < 0 for image in upright)
+    assert all(disc_and_macula(np.rot90(image, 2).copy()).upright > 0 for image in upright)
