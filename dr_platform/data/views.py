@@ -21,8 +21,8 @@ from dr_platform.config import PrepareConfig
 from dr_platform.data.fundus import FieldOfView, Pixels, mean_over_seen, on_field
 
 CERTAIN = 2.5  # of `disc_side`: 38 of 40 real photographs and 150 of 150 phantoms reach it, all on the right side
+LIKENESS_SIDE = 128  # pixels across the field
 
-_SIDE = 128  # pixels across the field
 _RIM = 0.93  # share of the radius that is looked at
 _FAR, _HIGH = 0.82, 0.35  # where a disc is sought, in radii: from the centre, and above or below it
 _NEAR = 0.2  # ... and at least so far to one side
@@ -49,21 +49,34 @@ def disc_side(pixels: Pixels, fov: FieldOfView) -> float:
     `CERTAIN` on the side is certain; less where the disc lies in the middle, beyond the field, or beside a larger
     bright lesion. pixels: uint8 [H, W, 3].
     """
-    (red, seen), (green, _) = (
-        on_field(np.ascontiguousarray(pixels[..., band]), fov, _SIDE, Image.Resampling.BOX) for band in (0, 1)
-    )
-    y, x = (np.mgrid[:_SIDE, :_SIDE] - (_SIDE - 1) / 2) / (_SIDE / 2)
-    seen = seen & (np.hypot(x, y) < _RIM)
+    likeness, seen = disc_likeness(pixels, fov)
+    y, x = (np.mgrid[:LIKENESS_SIDE, :LIKENESS_SIDE] - (LIKENESS_SIDE - 1) / 2) / (LIKENESS_SIDE / 2)
     place = seen & (np.hypot(x, y) < _FAR) & (np.abs(y) < _HIGH)
     right, left = place & (x > _NEAR), place & (x < -_NEAR)
     if not right.any() or not left.any():
         return 0.0
-    edges = np.abs(ndimage.sobel(mean_over_seen(green, seen, 0.8), axis=1)) / (1 + mean_over_seen(green, seen, 4.0))
-    likeness = _standard(mean_over_seen(edges, seen, 0.045 * _SIDE), seen)
-    for channel in (red, green):
-        flat = channel - mean_over_seen(channel, seen, 0.13 * _SIDE)
-        likeness = likeness + _standard(mean_over_seen(flat, seen, 0.035 * _SIDE), seen)
     return float(likeness[right].max() - likeness[left].max())
+
+
+def disc_likeness(pixels: Pixels, fov: FieldOfView) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """How much each place looks like the middle of the disc, in standard deviations, and which places are seen.
+
+    Both [LIKENESS_SIDE, LIKENESS_SIDE], on the field's bounding square. pixels: uint8 [H, W, 3].
+    """
+    side = LIKENESS_SIDE
+    (red, seen), (green, _) = (
+        on_field(np.ascontiguousarray(pixels[..., band]), fov, side, Image.Resampling.BOX) for band in (0, 1)
+    )
+    y, x = (np.mgrid[:side, :side] - (side - 1) / 2) / (side / 2)
+    seen = seen & (np.hypot(x, y) < _RIM)
+    if not seen.any():
+        return np.zeros((side, side)), seen
+    edges = np.abs(ndimage.sobel(mean_over_seen(green, seen, 0.8), axis=1)) / (1 + mean_over_seen(green, seen, 4.0))
+    likeness = _standard(mean_over_seen(edges, seen, 0.045 * side), seen)
+    for channel in (red, green):
+        flat = channel - mean_over_seen(channel, seen, 0.13 * side)
+        likeness = likeness + _standard(mean_over_seen(flat, seen, 0.035 * side), seen)
+    return likeness, seen
 
 
 def _standard(values: NDArray[Any], seen: NDArray[np.bool_]) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """Where disc and macula lie in a photograph, and how far apart two sets are in any number taken of each photograph.
 
-The disc is a bright blob where upright vessels meet, as in `data.views.disc_side`. The macula is the darkest region
+The disc is a bright blob where upright vessels meet, as in `data.views.disc_likeness`. The macula is the darkest region
 without vessels where it can lie: 15.5° from the disc towards the temple and a little below. On which side that is, is
 not asked of the file: it is where the field has more room, unless the disc lies in the middle.
 
@@ -19,12 +19,11 @@ from PIL import Image
 from scipy import ndimage
 
 from dr_platform.data.fundus import FieldOfView, Pixels, brightest, find_field_of_view, mean_over_seen, on_field
+from dr_platform.data.views import LIKENESS_SIDE, disc_likeness
 from dr_platform.errors import DataError, EvaluationError
 from dr_platform.evaluation.estimate import Estimate
 
 FIELD_MM = 13.0  # retina across a field of 45°
-_SIDE = 128  # pixels across the field, where disc and macula are sought
-_LOOKED_AT = 0.93  # share of the radius, there
 _DARK = 12  # grey levels, of the brightest channel: not seen
 _RIM = 0.975  # of the radius
 _GROUND_MM = 0.4  # sigma of the local ground
@@ -67,8 +66,8 @@ def disc_and_macula(image: Pixels, fov: FieldOfView | None = None) -> Geometry:
         return Geometry(
             reason=f"the field is {2 * fov.radius:.0f} pixels wide; disc and macula need {COARSEST_FIELD_PX}"
         )
-    likeness, seen = _disc_likeness(image, fov)
-    y, x = (np.mgrid[:_SIDE, :_SIDE] - (_SIDE - 1) / 2) / (_SIDE / 2)
+    likeness, seen = disc_likeness(image, fov)
+    y, x = (np.mgrid[:LIKENESS_SIDE, :LIKENESS_SIDE] - (LIKENESS_SIDE - 1) / 2) / (LIKENESS_SIDE / 2)
     place = seen & (np.hypot(x, y) < _DISC_WITHIN) & (np.abs(y) < _DISC_HIGH)
     best = float(likeness[place].max()) if place.any() else 0.0
     upright = _upright(likeness, x, y, seen)
@@ -95,36 +94,12 @@ def _upright(likeness: NDArray[Any], x: Floats, y: Floats, seen: NDArray[np.bool
     return float(likeness[beside].max() - likeness[apart].max())
 
 
-def _disc_likeness(image: Pixels, fov: FieldOfView) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """How much each place looks like the middle of the disc, in standard deviations, and which places are seen.
-
-    Both [_SIDE, _SIDE], on the field's bounding square.
-    """
-    (red, seen), (green, _) = (
-        on_field(np.ascontiguousarray(image[..., band]), fov, _SIDE, Image.Resampling.BOX) for band in (0, 1)
-    )
-    y, x = (np.mgrid[:_SIDE, :_SIDE] - (_SIDE - 1) / 2) / (_SIDE / 2)
-    seen = seen & (np.hypot(x, y) < _LOOKED_AT)
-    if not seen.any():
-        return np.zeros((_SIDE, _SIDE)), seen
-    edges = np.abs(ndimage.sobel(mean_over_seen(green, seen, 0.8), axis=1)) / (1 + mean_over_seen(green, seen, 4.0))
-    likeness = _standard(mean_over_seen(edges, seen, 0.045 * _SIDE), seen)
-    for channel in (red, green):
-        flat = channel - mean_over_seen(channel, seen, 0.13 * _SIDE)
-        likeness = likeness + _standard(mean_over_seen(flat, seen, 0.035 * _SIDE), seen)
-    return likeness, seen
-
-
-def _standard(values: NDArray[Any], seen: NDArray[np.bool_]) -> NDArray[Any]:
-    return (values - values[seen].mean()) / max(float(values[seen].std()), 1e-3)
-
-
 def _macula(
     image: Pixels, fov: FieldOfView, seen: NDArray[np.bool_], x: Floats, y: Floats, disc: tuple[float, float]
 ) -> tuple[float, float] | None:
     """Centre (x, y) of the macula in radii from the field's centre."""
-    green, _ = on_field(np.ascontiguousarray(image[..., 1]), fov, _SIDE, Image.Resampling.BOX)
-    side = _SIDE
+    green, _ = on_field(np.ascontiguousarray(image[..., 1]), fov, LIKENESS_SIDE, Image.Resampling.BOX)
+    side = LIKENESS_SIDE
     ground = mean_over_seen(green, seen, 0.17 * side)
     dark = 1 - mean_over_seen(green, seen, 0.035 * side) / np.maximum(ground, 4)
     fine = np.abs(green - mean_over_seen(green, seen, 0.012 * side)) / np.maximum(ground, 4)
