@@ -295,12 +295,17 @@ def _lock_text(root: Path) -> bytes | None:
 # -- data that travels -------------------------------------------------------------------------------------------------
 
 
+def require_project(root: Path) -> None:
+    """Raise LineageError where nothing can be versioned, before the work whose result would be."""
+    _config(root)
+
+
 def track(root: Path, directory: Path, visibility: Visibility) -> Path:
     """Version a directory of data and bind it to the remote of its visibility; returns its .dvc file.
 
     directory: below data/raw/VISIBILITY of the project. Raises LineageError, the .dvc file then being as it was.
     """
-    _config(root)
+    require_project(root)
     home = root / RAW / visibility
     if not directory.resolve().is_relative_to(home.resolve()):
         raise LineageError(f"{directory} is {visibility}, but does not lie in {home}. Move it there first.")

@@ -74,7 +74,7 @@ def ingest(
     from dr_platform.data import layouts as layouts_
     from dr_platform.data import pool, pseudonyms
     from dr_platform.data.ingest import ingest as take_in
-    from dr_platform.errors import ConfigError, StoppedError
+    from dr_platform.errors import ConfigError, LineageError, StoppedError
     from dr_platform.road import Project
 
     console = Console()
@@ -85,6 +85,7 @@ def ingest(
             "--name phantom is that of the synthetic photographs, which `dvc repro` draws. Choose another."
         )
     project = Project.here()
+    lineage.require_project(project.root)
     columns = layouts_.ColumnMap(
         image_id=image_id, file=file, grade=grade, patient_id=patient_id, eye=eye, source=source, license=license_
     )
@@ -121,6 +122,8 @@ def ingest(
                 # Unversioned, it would be outside of what keeps proprietary images apart.
                 version=lambda made: lineage.track(project.root, made.directory, made.collection.visibility),
             )
+    except LineageError as error:
+        raise LineageError(f"{error} What was taken is kept: the same command then goes on.") from None
     except KeyboardInterrupt:
         raise StoppedError("what was taken so far is kept. The same command goes on with the rest.") from None
     if save_mapping is not None and result.layout == layouts_.CSV:
