@@ -38,7 +38,8 @@ from dr_platform.data.pseudonyms import Key
 from dr_platform.data.report.writing import page_files
 from dr_platform.data.screening import Seen
 from dr_platform.errors import DataError, DrpError
-from dr_platform.records import Checkpoint, Collection, EvalReport, Extractor
+from dr_platform.evaluation import kept
+from dr_platform.records import Checkpoint, Collection, EvalReport
 from dr_platform.road import REPORT_FILE, Project
 
 if TYPE_CHECKING:
@@ -137,9 +138,10 @@ def find(project: Project, name: str, collection: str | None = None, key: Key | 
     affected += [Affected("checkpoint", shown(path), *verdict) for path, _, verdict in saved if verdict]
     affected += _weights(project, versions, shown)
     reports = list(_reports(project))
-    affected += _judged_reports(reports, saved, versions, verdicts, shown)
+    models = _by_checkpoint(saved, versions)
+    affected += _judged_reports(reports, models, verdicts, shown)
     affected += _pages(project, home, shown)
-    affected += _features(project, reports, tracker, versions, sets, patient, shown)
+    affected += _features(project, models, sets, patient, shown)
     affected += [
         Affected(
             "model version", name, reason + (", and is the champion" if "champion" in version.aliases else ""), sure
@@ -336,12 +338,11 @@ class _ImageSets:
         for grade in {table.grade for table in tables}:
             self._by_grade[grade] = list(_joined([table for table in tables if table.grade == grade]))
 
-    def whole(self, split: str) -> Iterator[tuple[str, list[int], frozenset[str]]]:
-        """Every whole set of a split: its digest, the shape of its pixels, its patients."""
-        for unions in self._by_grade.values():
-            for resolution, rows in unions:
-                chosen = [row for row in rows if row.split == split]
-                yield _digest(chosen), [len(chosen), resolution, resolution, 3], _patients(chosen)
+    def whole(self, split: str) -> Iterator[tuple[str, frozenset[str]]]:
+        """Every whole set of a split: its digest, its patients."""
+        for grade in self._by_grade:
+            for chosen in self._selections(grade, split):
+                yield _digest(chosen), _patients(chosen)
 
     def patients(self, digest: str, grade: int, count: int, split: str = "train") -> frozenset[str] | None:
         """The patients of the first `count` images of a grade, if any known table has them with that digest."""
@@ -497,18 +498,26 @@ def _pages(project: Project, home: str, shown: Callable[[Path], str]) -> Iterato
             yield Affected("report", shown(page), f"it may show photographs of {home}: write it again", certain=False)
 
 
+def _by_checkpoint(saved: Saved, versions: dict[str, tuple[ModelVersion, Verdict]]) -> dict[str, Verdict]:
+    models: dict[str, Verdict] = {digest: verdict for _, digest, verdict in saved}
+    models |= {version.tags.get("checkpoint_sha256", ""): verdict for version, verdict in versions.values()}
+    return models
+
+
+def _of_checkpoint(models: dict[str, Verdict], digest: str) -> Verdict:
+    """The verdict on what was made from a checkpoint."""
+    own = models.get(digest, ("it is about a checkpoint that is not here", False))
+    return (f"the checkpoint it is about: {own[0]}", own[1]) if own else None
+
+
 def _judged_reports(
     reports: list[tuple[Path, EvalReport]],
-    saved: Saved,
-    versions: dict[str, tuple[ModelVersion, Verdict]],
+    models: dict[str, Verdict],
     verdicts: _Verdicts,
     shown: Callable[[Path], str],
 ) -> Iterator[Affected]:
-    models: dict[str, Verdict] = {digest: verdict for _, digest, verdict in saved}
-    models |= {version.tags.get("checkpoint_sha256", ""): verdict for version, verdict in versions.values()}
     for path, report in reports:
-        own = models.get(report.checkpoint_sha256, ("it is about a checkpoint that is not here", False))
-        verdict = (f"the checkpoint it is about: {own[0]}", own[1]) if own else None
+        verdict = _of_checkpoint(models, report.checkpoint_sha256)
         reference = verdicts.reference(report)
         if reference and (verdict is None or (reference[1] and not verdict[1])):
             verdict = reference
@@ -517,41 +526,21 @@ def _judged_reports(
 
 
 def _features(
-    project: Project,
-    reports: list[tuple[Path, EvalReport]],
-    tracker: Tracker,
-    versions: dict[str, tuple[ModelVersion, Verdict]],
-    sets: _ImageSets,
-    patient: str,
-    shown: Callable[[Path], str],
+    project: Project, models: dict[str, Verdict], sets: _ImageSets, patient: str, shown: Callable[[Path], str]
 ) -> Iterator[Affected]:
-    """Kept features of real images. A file's name is a digest of the images' digest, shape and extractor."""
-    kept = sorted((project.cache / "features").glob("*.safetensors"))
-    if not kept:
-        return
-    known = [report for _, report in reports]
-    for version, _ in versions.values():
-        try:
-            known.append(tracker.report_of(version.model, version.number))
-        except DrpError as error:
-            logger.warning("Passing over a report: %s", error)
-    extractors = {metric.extractor for report in known for metric in report.metrics if metric.extractor is not None}
-    named = {
-        _feature_name(digest, shape, extractor): patients
-        for split in manifest.SPLITS
-        for digest, shape, patients in sets.whole(split)
-        for extractor in extractors
-    }
-    for path in kept:
-        patients = named.get(path.stem)
-        if patients is None:
-            yield Affected("features", shown(path), _NOT_TOLD, certain=False)
-        elif patient in patients:
-            yield Affected("features", shown(path), "the patient's images are among those it describes")
-
-
-def _feature_name(digest: str, shape: list[int], extractor: Extractor) -> str:
-    return files.sha256_json({"data": digest, "shape": shape, "extractor": extractor.model_dump()})
+    """Kept features, by what each file says it was made of: a set of real images, or a checkpoint's."""
+    known = {digest: patients for split in manifest.SPLITS for digest, patients in sets.whole(split)}
+    for path in sorted(project.features.glob("*.safetensors")):
+        key = kept.made_of(path) or {}
+        patients = known.get(kept.images_of(key))
+        if "checkpoint" in key:
+            verdict = _of_checkpoint(models, key["checkpoint"])
+        elif patients is None:
+            verdict = _NOT_TOLD, False
+        else:
+            verdict = ("the patient's images are among those it describes", True) if patient in patients else None
+        if verdict:
+            yield Affected("features", shown(path), *verdict)
 
 
 # -- the next version --------------------------------------------------------------------------------------------------

@@ -80,9 +80,9 @@ class Project:
         return (self.root / self.params.site.storage).absolute()
 
     @property
-    def cache(self) -> Path:
-        """Features of real images: as private as the images."""
-        return self.root / "cache"
+    def features(self) -> Path:
+        """Kept features of real and generated images: as private as the images."""
+        return self.root / "cache" / "features"
 
     @property
     def weights(self) -> Path | None:
@@ -205,10 +205,13 @@ def track_run(tracker: Tracker, plan: TrainPlan, project: Project, parent_run: s
     return tracker.run_for(plan.run, shown, tags, inputs={name: plan.data_sha256}, parent_run=parent_run)
 
 
-def measure(project: Project, directory: Path, advance: Advance = lambda done, total: None) -> EvalReport:
+def measure(
+    project: Project, directory: Path, advance: Advance = lambda done, total: None, *, keep_generated: bool = False
+) -> EvalReport:
     """The metrics of the checkpoint in `directory` against all training images of the project's grade.
 
     The reference does not shrink with `train.subset`, so that models trained on more and fewer images compare.
+    keep_generated: keep the features of the generated images too, for `drp eval bootstrap`.
     """
     from dr_platform.data.loader import count_images, load_images
     from dr_platform.evaluation.evaluate import HeldOut
@@ -230,12 +233,13 @@ def measure(project: Project, directory: Path, advance: Advance = lambda done, t
         checkpoint=record,
         checkpoint_sha256=record.digest(),
         weights_dir=project.weights,
-        cache_dir=project.cache / "features",
+        cache_dir=project.features,
         device=next(generator.parameters()).device,
         real_labels=images.labels,
         patients=images.patients,
         held_out=HeldOut(apart.images, apart.sha256, apart.patients) if apart is not None else None,
         members=None if record.classes else min(record.train_images, len(images)),
+        keep_generated=keep_generated,
         progress=advance,
     )
 
@@ -244,7 +248,7 @@ def evaluate(project: Project, advance: Advance = lambda done, total: None) -> E
     """Stage `evaluate`: the report of the model, its numbers for `dvc metrics`, and a grid of samples."""
     from dr_platform import pictures, sampling
 
-    report = measure(project, project.model, advance)
+    report = measure(project, project.model, advance, keep_generated=True)
     record, generator = read_model(project.model)
     samples = sampling.sample_images(generator, list(_SAMPLE_SEEDS))
     drawn = pictures.generated(samples, record.visibility, record.sources)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import safetensors
 import yaml
 from integration.small_project import make_project
 from PIL import Image
@@ -123,8 +124,15 @@ def made(tmp_path_factory) -> Walked:
     for path in (root / "runs").glob("*/checkpoints/step-*"):
         notes[f"checkpoint {path.relative_to(root)}"] = seen
     notes |= {"checkpoint models/dr1": seen, f"model version {MODEL}/1": seen, "report results/dr1/report.json": every}
-    (features,) = (root / "cache/features").iterdir()
-    notes[f"features {features.relative_to(root)}"] = every
+    held_out = {row.patient for row in select_images(project.prepared, 1, "held-out").rows}
+    described = {"data": every, "checkpoint": seen, "held-out": held_out}
+    unseen = select_images(project.prepared, 1, "held-out").sha256
+    for path in (root / "cache/features").iterdir():
+        with safetensors.safe_open(path, "numpy") as stored:
+            made_of = json.loads(stored.metadata()["made_of"])
+        kind = "checkpoint" if "checkpoint" in made_of else "held-out" if made_of["data"] == unseen else "data"
+        notes[f"features {path.relative_to(root)}"] = described[kind]
+    assert len([thing for thing in notes if thing.startswith("features")]) == 4  # also of the middles of the real ones
 
     public = select_images(project.prepared, 1, visibility="public-only")
     open_patients = {row.patient for row in public.rows}

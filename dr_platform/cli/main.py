@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dr_platform import __version__
-from dr_platform.cli import audit, data, models, plan, profile, road, tools, weights
+from dr_platform.cli import audit, data, evaluation, models, plan, profile, road, tools, weights
 from dr_platform.cli.console import one_line_errors
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
+app.add_typer(evaluation.app, name="eval")
 app.add_typer(profile.app, name="profile")
 app.add_typer(audit.app, name="audit")
 for command in (

@@ -73,7 +73,7 @@ def show(model: Reference, as_json: Json = False) -> None:
     from dr_platform.cli.tables import metric_table, plain_table
 
     console = Console()
-    version, report = _look_up(model)
+    version, report = look_up(model)
     if as_json:
         console.json({**_plain(version), "report": report.model_dump(mode="json")})
         return
@@ -103,7 +103,7 @@ def compare(first: Reference, second: Reference, as_json: Json = False) -> None:
     from dr_platform.errors import EvaluationError
 
     console = Console()
-    (one, report_one), (two, report_two) = _look_up(first), _look_up(second)
+    (one, report_one), (two, report_two) = look_up(first), look_up(second)
     rows = []
     for metric in report_one.metrics:
         stem = metric.name.partition("__")[0]
@@ -131,7 +131,8 @@ def compare(first: Reference, second: Reference, as_json: Json = False) -> None:
             console.say(f"{row['metric']}: {row['note']}")
 
 
-def _look_up(reference: str) -> tuple[ModelVersion, EvalReport]:
+def look_up(reference: str) -> tuple[ModelVersion, EvalReport]:
+    """A version by NAME/VERSION, NAME, or of the present grade by number, latest or champion, and its report."""
     from dr_platform.road import Project
 
     project = Project.here()

@@ -18,7 +18,7 @@ from torch import Tensor
 from dr_platform import records
 from dr_platform.config import EvaluateConfig
 from dr_platform.errors import EvaluationError
-from dr_platform.evaluation import appearance, boundary, equivariance, suite
+from dr_platform.evaluation import appearance, boundary, equivariance, kept, suite
 from dr_platform.evaluation.features import FeatureExtractor, choose_extractors, extract_cached, extract_each
 from dr_platform.gan import Generator
 from dr_platform.sampling import SEED_LIMIT, latents, sample_images
@@ -57,6 +57,7 @@ def evaluate(
     patients: np.ndarray | None = None,
     held_out: HeldOut | None = None,
     members: int | None = None,
+    keep_generated: bool = False,
     progress: Progress | None = None,
 ) -> records.EvalReport:
     """The report of a checkpoint's averaged generator: distances in every feature space, memorisation, equivariance,
@@ -67,6 +68,7 @@ def evaluate(
     the label of one. cache_dir keeps features of the real images, with `real_labels`, and is made private.
     patients: int [n] of the real images, so that errors are those over patients. held_out: for memorisation, and
     members: how many of the real images, the first ones, were trained on; None: all.
+    keep_generated: keep the features of the generated images in cache_dir too, but for those drawn under `labels`.
     With config.pictures 0, spectrum, rim, lesions and the centre crop are left out, and copies are not looked for.
     Raises EvaluationError for too few or unfit images, weights of an extractor that cannot be had, or a generator whose
     images are not finite.
@@ -89,6 +91,12 @@ def evaluate(
     theirs = [None] * len(ours) if unseen is None else list(features_of(unseen.images, unseen.sha256))
     asked = [*extractors, *(suite.centred(extractor) for extractor in extractors[: len(middles)])]
     drawn = generated_features(generator, asked, config, labels=labels, advance=advance)
+    licence = records.licences_in_words(source.license for source in checkpoint.sources)
+    if keep_generated and labels is None:
+        said = {"visibility": checkpoint.visibility, "licence": licence}
+        for extractor, rows in zip(extractors, drawn.features, strict=False):
+            key = kept.key_of_generated(checkpoint_sha256, config.seed, config.images, extractor.identity)
+            kept.keep(cache_dir, key, rows, said)
     spaces = [
         suite.Space(extractor, rows, drawn.features[i], theirs[i], patients, unseen.patients if unseen else None)
         for i, (extractor, rows) in enumerate(zip(extractors, ours, strict=True))
@@ -113,7 +121,7 @@ def evaluate(
         grade=checkpoint.grade,
         resolution=checkpoint.resolution,
         visibility=checkpoint.visibility,
-        licence=records.licences_in_words(source.license for source in checkpoint.sources),
+        licence=licence,
         data_sha256=checkpoint.data_sha256,
         reference=f"{split}, {len(real)} images",
         reference_sha256=real_sha256,
@@ -142,7 +150,7 @@ def generated_features(
 ) -> Drawn:
     """Draw `config.images` images once: their features, and the first `config.pictures`. Only these are all held."""
     seeds = image_seeds(config.seed, config.images)
-    kept: list[np.ndarray] = []
+    pictured: list[np.ndarray] = []
 
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, len(seeds), config.batch):
@@ -151,14 +159,14 @@ def generated_features(
                 pictures = sample_images(generator, part, 1.0, config.batch, _labels_for(part, labels))
             except FloatingPointError:
                 raise EvaluationError(_NOT_FINITE) from None
-            if start < config.pictures or not kept:
-                kept.append(pictures[: config.pictures - start])
+            if start < config.pictures or not pictured:
+                pictured.append(pictures[: config.pictures - start])
             yield pictures
             if advance is not None:
                 advance(len(part))
 
     features = extract_each(batches(), extractors, batch=config.batch)
-    return Drawn(features, np.concatenate(kept))
+    return Drawn(features, np.concatenate(pictured))
 
 
 def image_seeds(seed: int, count: int) -> list[int]:

@@ -4,8 +4,7 @@ Inception-v3 with the weights of 2015-12-05 is what published FID and KID mean; 
 from the very bytes whose SHA-256 was checked. Whatever is computed with another extractor carries that one's name.
 Offline is normal: weights are looked for by name, and nothing is downloaded unless "inception-v3" is asked for by name.
 
-Features of real images are kept by content (data digest, extractor), in a directory only its owner can read: features
-of proprietary photographs are proprietary too.
+Features of real images are kept by content, see kept.py.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
@@ -35,7 +32,7 @@ from torch_fidelity.utils import create_feature_extractor
 from dr_platform import files, records
 from dr_platform.config import ExtractorChoice
 from dr_platform.errors import EvaluationError
-from dr_platform.evaluation import small_features
+from dr_platform.evaluation import kept, small_features
 from dr_platform.evaluation.extractors import mobilenet_v2, vision_transformer, weights
 from dr_platform.evaluation.extractors.base import PUBLISHED, FeatureExtractor
 from dr_platform.evaluation.extractors.weights import WEIGHTS_VARIABLE
@@ -170,28 +167,15 @@ def extract_cached(
 ) -> np.ndarray:
     """`extract(images, extractor)`, computed once per content: the file is named by data digest, count and extractor.
 
-    labels: what the file says of the images besides: who may see them, and under which licences they were given.
+    labels: what the file says of the images besides, see `kept.keep`.
 
-    A kept file is used only if its own digest is right; a damaged one is logged and replaced. That a file cannot be
-    kept (a full disk, say) is logged and does no harm.
+    A kept file is used only if its own digest is right; a damaged one is logged and replaced.
     """
-    key = files.sha256_json(
-        {"data": data_sha256, "shape": list(images.shape), "extractor": extractor.identity.model_dump()}
-    )
-    path = cache_dir / f"{key}.safetensors"
-    kept = _read_features(path, (len(images), extractor.identity.features))
-    if kept is not None:
-        return kept
-    features = extract(images, extractor, batch=batch)
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        cache_dir.chmod(0o700)
-        content = safetensors.numpy.save(
-            {"features": features}, metadata={**(labels or {}), "sha256": _digest(features)}
-        )
-        files.write_bytes(path, content)
-    except OSError as error:
-        _log.warning("features of the real images could not be kept in %s: %s", cache_dir, error.strerror or error)
+    key = kept.key_of_images(data_sha256, images.shape, extractor.identity)
+    features = kept.read(cache_dir, key)
+    if features is None:
+        features = extract(images, extractor, batch=batch)
+        kept.keep(cache_dir, key, features, labels)
     return features
 
 
@@ -277,21 +261,3 @@ def _fetch_inception() -> bytes:
     _checked(content, URL_INCEPTION_V3)
     files.write_bytes(_hub_dir() / INCEPTION_FILES[0], content)
     return content
-
-
-def _digest(features: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(features).tobytes()).hexdigest()
-
-
-def _read_features(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    if not path.is_file():
-        return None
-    try:
-        with safetensors.safe_open(path, framework="numpy") as stored:
-            features, digest = stored.get_tensor("features"), (stored.metadata() or {}).get("sha256")
-    except (safetensors.SafetensorError, OSError):
-        features, digest = None, None
-    if features is None or features.shape != shape or _digest(features) != digest:
-        _log.warning("%s is damaged; the features are computed again", path)
-        return None
-    return features

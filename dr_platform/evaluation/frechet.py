@@ -16,9 +16,11 @@ Politis, Romano and Wolf 1999, "Subsampling".
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.linalg
@@ -29,6 +31,7 @@ from dr_platform.evaluation.estimate import Estimate
 
 Array = NDArray[np.float64]
 Rows = NDArray[Any]
+T = TypeVar("T")
 
 _SVD_UP_TO = 600  # rows or columns; above, the eigenvalues of the product's Gram matrix cost a tenth
 _EXACT_UP_TO = 300  # images or features; a resample then takes a few ms
@@ -473,6 +476,7 @@ def bootstrap(
     checked: int = 24,
     exact: bool = False,
     seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Bootstrap:
     """Distances between one fixed side and resamples with replacement of the other, features [n, d].
 
@@ -483,6 +487,7 @@ def bootstrap(
     is set by `checked` further resamples that are computed exactly. Their residuals are the error reported. What the
     surrogate leaves out hardly correlates with it, so the variance of exact values is values.var() + error².
     exact: compute all exactly, which is also done where it is cheap (few images or features, few repetitions).
+    progress: hears of the resamples that take an eigendecomposition each, done and in all.
     Memory is 8 n² bytes thrice. Raises EvaluationError for more than 20,000 images to draw from.
 
     A Taylor expansion around the sample will not do: at n ≈ d a resample has not even the rank of the covariance.
@@ -492,15 +497,25 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     drawn = np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(repetitions)])
     if exact or repetitions <= pilots + checked or min(count, known.root.shape[1]) <= _EXACT_UP_TO:
-        return Bootstrap(np.array([distance(known, features, w) for w in drawn]), 0.0, 0.0, repetitions)
+        values = np.empty(repetitions)
+        for i, w in enumerate(drawn):
+            values[i] = distance(known, features, w)
+            progress(i + 1, repetitions)
+        return Bootstrap(values, 0.0, 0.0, repetitions)
     if count > _MOST_DRAWN:
         raise EvaluationError(f"{count} images are too many to draw from; {_MOST_DRAWN} fit into memory. Take a part.")
     product = _times_root(rows, known)
     gram, most = product @ product.T, int(drawn.max())
     rank = min(known.rank, product.shape[1])
-    gain = np.mean([_additions(gram, w, most, rank) for w in drawn[:pilots]], axis=0)
+    done = itertools.count(1)
+
+    def told(outcome: T) -> T:
+        progress(next(done), pilots + checked)
+        return outcome
+
+    gain = np.mean([told(_additions(gram, w, most, rank)) for w in drawn[:pilots]], axis=0)
     cross = np.array([gain[np.arange(count), w].sum() for w in drawn])
-    truth = np.array([_cross_term(gram, w, rank) for w in drawn[-checked:]])
+    truth = np.array([told(_cross_term(gram, w, rank)) for w in drawn[-checked:]])
     offsets = truth - cross[-checked:]
     cross += offsets.mean()
     cross[-checked:] = truth

@@ -11,8 +11,9 @@ None of these is an interval to decide by; those are in frechet.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -35,6 +36,9 @@ PROTOCOLS = {
 }
 PUBLISHED_SHIFT, PUBLISHED_SD = 3.89, 0.186
 _SHARE_H, _SIZE_I = 0.8, 1000
+_SLOW_STEPS = 36  # of `frechet.bootstrap`, with as many eigendecompositions
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,18 @@ class _Sets:
     known: frechet.Reference  # of the reals
     rng: np.random.Generator
     seed: int
+    tell: Callable[[int, int], None]  # repetitions done, of how many
 
     @property
     def fresh(self) -> int:
         """Images to draw anew each time: half of the pool at most, or the draws would be all but the same."""
         return min(len(self.real), max(2, len(self.generated) // 2))
+
+    def counted(self, items: Iterable[T], times: int) -> Iterator[T]:
+        """The items; each is told of when the next is asked for."""
+        for done, item in enumerate(items, start=1):
+            yield item
+            self.tell(done, times)
 
     def draw(self, rows: Rows, size: int) -> Rows:
         return rows[self.rng.choice(len(rows), size, replace=False)]
@@ -132,12 +143,14 @@ def replicate(
     repetitions: int = 1000,
     exact_repetitions: int = 20,
     seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Replication, ...]:
     """Run protocols, "A" to "J", on features float [n, d] of the real and the generated images.
 
     groups: int [n], the patient of each real image; E splits patients, the others images, as the published code would.
     repetitions: of A, F and G, where only one side is drawn and `frechet.bootstrap` is fast. exact_repetitions: of the
-    others; a standard deviation from r repetitions is good to 1/√(2 r), 16 % at 20.
+    others; a standard deviation from r repetitions is good to 1/√(2 r), 16 % at 20. progress: hears of the distances
+    that take long, done and in all.
     Raises EvaluationError for an unknown protocol, or fewer than 4 images on either side.
     """
     unknown = [name for name in protocols if name not in PROTOCOLS]
@@ -148,14 +161,20 @@ def replicate(
             f"{len(real)} real and {len(generated)} generated images cannot be resampled, or fewer than 2 repetitions "
             "are asked for. Give at least 4 images on either side, and 2 repetitions."
         )
+    times = {name: repetitions if name in _FAST else exact_repetitions for name in protocols}
+    parts = {name: min(count, _SLOW_STEPS) if name in _FAST else count for name, count in times.items()}
     known = frechet.reference(real)
     point = frechet.distance(known, generated)
     results = []
-    for name in protocols:
+    for index, name in enumerate(protocols):
+        before = sum(parts[earlier] for earlier in protocols[:index])
+
+        def tell(done: int, of: int, before: int = before, part: int = parts[name]) -> None:
+            progress(before + part * done // of, sum(parts[each] for each in protocols))
+
         rng = np.random.default_rng((seed, ord(name)))
-        sets = _Sets(real, generated, groups, known, rng, seed)
-        times = repetitions if name in _FAST else exact_repetitions
-        results.append(_summary(name, point, known.trace, _RUN[name](sets, times)))
+        sets = _Sets(real, generated, groups, known, rng, seed, tell)
+        results.append(_summary(name, point, known.trace, _RUN[name](sets, times[name])))
     return tuple(results)
 
 
@@ -180,14 +199,19 @@ def bias_corrected(result: Replication) -> Estimate:
     Under A it repairs most of the bias of the reals' sampling. Under J and C the excess holds that of the fakes too,
     and the value is a lower bound. Raises EvaluationError for a protocol that only compares reals.
     """
-    if result.protocol in "DEF":
-        raise EvaluationError(
-            f"protocol {result.protocol} compares reals with reals, which says nothing of the bias of a generator's "
-            "FID. Take A."
-        )
+    require_correcting(result.protocol)
     kind = f"standard deviation and basic interval of {result.repetitions} repetitions of protocol {result.protocol}"
     value = 2 * result.point - result.mean
     return Estimate(value, result.sd, kind, 2 * result.point - result.high, 2 * result.point - result.low)
+
+
+def require_correcting(protocol: str) -> None:
+    """Raise EvaluationError if the bias of a generator's FID cannot be seen from a protocol."""
+    if protocol in _REALS_ALONE:
+        raise EvaluationError(
+            f"protocol {protocol} compares reals with reals, which says nothing of the bias of a generator's "
+            "FID. Take A."
+        )
 
 
 def _summary(name: str, point: float, trace: float, outcome: _Outcome) -> Replication:
@@ -214,23 +238,28 @@ def _summary(name: str, point: float, trace: float, outcome: _Outcome) -> Replic
 
 
 def _all_against_resampled(sets: _Sets, times: int) -> _Outcome:
-    drawn = frechet.bootstrap(frechet.reference(sets.generated), sets.real, repetitions=times, seed=sets.seed)
+    drawn = frechet.bootstrap(
+        frechet.reference(sets.generated), sets.real, repetitions=times, seed=sets.seed, progress=sets.tell
+    )
     return _Outcome(drawn.values, len(sets.real), len(sets.generated), _fixed_note(sets), drawn.error)
 
 
 def _fresh(sets: _Sets, times: int) -> _Outcome:
-    values = [frechet.distance(sets.known, part) for part in sets.parts(sets.generated, sets.fresh, times)]
+    values = [
+        frechet.distance(sets.known, part)
+        for part in sets.counted(sets.parts(sets.generated, sets.fresh, times), times)
+    ]
     return _Outcome(np.array(values), len(sets.real), sets.fresh, _fresh_note(sets, times))
 
 
 def _both_resampled(sets: _Sets, times: int) -> _Outcome:
     fakes = sets.paired()
-    values = [_distance_of_resamples(sets, fakes) for _ in range(times)]
+    values = [_distance_of_resamples(sets, fakes) for _ in sets.counted(range(times), times)]
     return _Outcome(np.array(values), len(sets.real), len(fakes), _paired_note(sets))
 
 
 def _reals_resampled_twice(sets: _Sets, times: int) -> _Outcome:
-    values = [_distance_of_resamples(sets, sets.real) for _ in range(times)]
+    values = [_distance_of_resamples(sets, sets.real) for _ in sets.counted(range(times), times)]
     return _Outcome(np.array(values), len(sets.real), len(sets.real))
 
 
@@ -241,7 +270,7 @@ def _distance_of_resamples(sets: _Sets, other: Rows) -> float:
 
 def _reals_in_halves(sets: _Sets, times: int) -> _Outcome:
     values, size = np.empty(times), (0, 0)
-    for i in range(times):
+    for i in sets.counted(range(times), times):
         first, second = frechet.halves(sets.rng, len(sets.real), sets.groups)
         values[i] = frechet.distance(frechet.reference(sets.real[first]), sets.real[second])
         size = (len(first), len(second))
@@ -249,25 +278,25 @@ def _reals_in_halves(sets: _Sets, times: int) -> _Outcome:
 
 
 def _reals_resampled(sets: _Sets, times: int) -> _Outcome:
-    drawn = frechet.bootstrap(sets.known, sets.real, repetitions=times, seed=sets.seed)
+    drawn = frechet.bootstrap(sets.known, sets.real, repetitions=times, seed=sets.seed, progress=sets.tell)
     return _Outcome(drawn.values, len(sets.real), len(sets.real), "", drawn.error)
 
 
 def _resampled_against_reals(sets: _Sets, times: int) -> _Outcome:
     fakes = sets.paired()
-    drawn = frechet.bootstrap(sets.known, fakes, repetitions=times, seed=sets.seed)
+    drawn = frechet.bootstrap(sets.known, fakes, repetitions=times, seed=sets.seed, progress=sets.tell)
     return _Outcome(drawn.values, len(sets.real), len(fakes), _paired_note(sets), drawn.error)
 
 
 def _all_against_most(sets: _Sets, times: int) -> _Outcome:
     known, size = frechet.reference(sets.generated), max(2, round(_SHARE_H * len(sets.real)))
-    values = [frechet.distance(known, sets.draw(sets.real, size)) for _ in range(times)]
+    values = [frechet.distance(known, sets.draw(sets.real, size)) for _ in sets.counted(range(times), times)]
     return _Outcome(np.array(values), size, len(sets.generated), _fixed_note(sets))
 
 
 def _a_thousand_each(sets: _Sets, times: int) -> _Outcome:
     size = min(_SIZE_I, len(sets.real) // 2, len(sets.generated) // 2)
-    fresh = sets.parts(sets.generated, size, times)
+    fresh = sets.counted(sets.parts(sets.generated, size, times), times)
     values = [frechet.distance(frechet.reference(sets.draw(sets.real, size)), part) for part in fresh]
     notes = [] if size == _SIZE_I else [f"{size} images a side instead of 1,000"]
     return _Outcome(np.array(values), size, size, "; ".join(notes + _overlap(sets, size, times)))
@@ -276,7 +305,7 @@ def _a_thousand_each(sets: _Sets, times: int) -> _Outcome:
 def _fresh_against_resampled(sets: _Sets, times: int) -> _Outcome:
     values = [
         frechet.distance(frechet.reference(part), sets.real, sets.weights(len(sets.real)))
-        for part in sets.parts(sets.generated, sets.fresh, times)
+        for part in sets.counted(sets.parts(sets.generated, sets.fresh, times), times)
     ]
     return _Outcome(np.array(values), len(sets.real), sets.fresh, _fresh_note(sets, times))
 
@@ -302,6 +331,7 @@ def _paired_note(sets: _Sets) -> str:
 
 
 _FAST = frozenset("AFG")
+_REALS_ALONE = frozenset("DEF")
 _RUN: dict[str, Callable[[_Sets, int], _Outcome]] = {
     "A": _all_against_resampled,
     "B": _fresh,
