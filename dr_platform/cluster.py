@@ -1,4 +1,4 @@
-"""Training on Ray: the only module that imports it.
+"""Training, and the passes of an evaluation, on Ray: the only module that imports it.
 
 Ray Train starts the workers, forms their process group and restarts them after a crash. It does not keep checkpoints:
 its own index is written in place and can lose two of them, so the truth is checkpoint.py's commit protocol in the run
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ from ray.train.torch import TorchTrainer, get_device  # noqa: E402
 from dr_platform import checkpoint, errors, files  # noqa: E402
 from dr_platform.config import SiteConfig  # noqa: E402
 from dr_platform.errors import ClusterError, DrpError, StoppedError, TrainingError  # noqa: E402
+from dr_platform.gan import kernels  # noqa: E402
 from dr_platform.records import Tick  # noqa: E402
 from dr_platform.training import loop  # noqa: E402
 from dr_platform.training.group import Group  # noqa: E402
@@ -66,6 +68,7 @@ RAY_DIRECTORY = "ray"
 _OBJECT_STORE_BYTES = 200 * 2**20
 _POLL_SECONDS = 0.5
 _CONNECT_SECONDS = 5.0
+_IN_HAND = 2  # tasks of a worker of a crew: the next one is there when it is done with one
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,105 @@ def fit(plan: TrainPlan, site: SiteConfig, listener: Listener | None = None) -> 
         if finished is None:
             raise StoppedError(f"{plan.run} was stopped and has a checkpoint. Run the same command to continue.")
         return finished
+
+
+class Crew:
+    """Workers of an evaluation, each a process that holds one object and calls it with the tasks of its share."""
+
+    def __init__(self, site: SiteConfig, wanted: Resources) -> None:
+        self._site, self._wanted = site, wanted
+        self._workers: list[Any] = []
+        self._packed: list[Any] = []
+
+    @property
+    def count(self) -> int:
+        """Workers there are."""
+        return self._wanted.workers
+
+    def start(self, make: Callable[[str], Callable[[Any], Any]]) -> None:
+        """Give every worker what `make` returns for its device, cpu or cuda; a worker that dies begins anew."""
+        site, use_gpu = self._site, self._wanted.use_gpu
+        options = {"num_cpus": 1, "num_gpus": int(use_gpu)}
+        options |= {"max_restarts": site.max_failures, "max_task_retries": site.max_failures}
+        actor, device = ray.remote(_CrewMember).options(**options), "cuda" if use_gpu else "cpu"
+        self.dismiss()
+        # In a list, so that a worker that begins anew fetches it itself; and held here for that time.
+        packed = self._packed = [ray.put(make)]
+        self._workers = [actor.remote(packed, device, site.threads_per_worker, site.triton) for _ in range(self.count)]
+
+    def ask(self, shares: Sequence[Sequence[Any]], told: Callable[[int], None] = lambda done: None) -> list[list[Any]]:
+        """The answers to at most `count` shares of tasks, in their places; told: hears how many more are done.
+
+        Raises whatever DrpError a task raised, ClusterError if a worker is lost for good.
+        """
+        answers: list[list[Any]] = [[None] * len(share) for share in shares]
+        waiting = [iter(enumerate(share)) for share in shares]
+        pending: dict[Any, tuple[int, int]] = {}
+
+        def hand_out(worker: int, tasks: int) -> None:
+            for place, task in itertools.islice(waiting[worker], tasks):
+                pending[self._workers[worker].call.remote(task)] = worker, place
+
+        for worker in range(len(shares)):
+            hand_out(worker, _IN_HAND)
+        while pending:
+            (ready,), _ = ray.wait(list(pending), num_returns=1)
+            worker, place = pending.pop(ready)
+            try:
+                answers[worker][place], error = ray.get(ready)
+            except ray.exceptions.RayActorError as lost:
+                raise ClusterError(
+                    f"A worker of the evaluation was lost more than {self._site.max_failures} times "
+                    f"(site.max_failures): {_one_line(lost)}. Set site.workers to 1, or look into its memory."
+                ) from lost
+            if error is not None:
+                raise error
+            hand_out(worker, 1)
+            told(1)
+        return answers
+
+    def dismiss(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers = []
+
+
+class _CrewMember:
+    def __init__(self, packed: list[Any], device: str, threads: int, triton: bool) -> None:
+        torch.set_num_threads(threads)
+        kernels.set_enabled(triton)
+        self._packed, self._device = packed, device
+        self._made: Callable[[Any], Any] | None = None
+
+    def call(self, task: Any) -> tuple[Any, DrpError | None]:
+        """The answer, or what the user can mend: Ray would try that again."""
+        try:
+            if self._made is None:
+                self._made = ray.get(self._packed[0])(self._device)
+            return self._made(task), None
+        except DrpError as error:
+            return None, error
+
+
+@contextmanager
+def crew(site: SiteConfig, at_most: int) -> Iterator[Crew | None]:
+    """The workers that `site` has for an evaluation, no more than `at_most`; None where one process does it all.
+
+    `auto` is one per GPU: on the CPU alone a single process uses every core, and starting Ray takes longer than most
+    evaluations there.
+    """
+    wanted = resources(site)
+    count = min(at_most, wanted.workers if wanted.use_gpu or site.workers != "auto" else 1)
+    if count < 2:
+        yield None
+        return
+    with connected(site):
+        found = Crew(site, Resources(count, wanted.use_gpu))
+        try:
+            yield found
+        finally:
+            found.dismiss()
 
 
 def finished_checkpoint(run_directory: Path) -> Path | None:

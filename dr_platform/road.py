@@ -33,6 +33,7 @@ from dr_platform.records import (
 )
 
 if TYPE_CHECKING:
+    from dr_platform.evaluation.passes import Crew
     from dr_platform.gan import Generator
     from dr_platform.ledger import Ledger
     from dr_platform.tracking import Tracker
@@ -206,12 +207,17 @@ def track_run(tracker: Tracker, plan: TrainPlan, project: Project, parent_run: s
 
 
 def measure(
-    project: Project, directory: Path, advance: Advance = lambda done, total: None, *, keep_generated: bool = False
+    project: Project,
+    directory: Path,
+    advance: Advance = lambda done, total: None,
+    *,
+    keep_generated: bool = False,
+    crew: Crew | None = None,
 ) -> EvalReport:
     """The metrics of the checkpoint in `directory` against all training images of the project's grade.
 
     The reference does not shrink with `train.subset`, so that models trained on more and fewer images compare.
-    keep_generated: keep the features of the generated images too, for `drp eval bootstrap`.
+    keep_generated: keep the features of the generated images too, for `drp eval bootstrap`. crew: of `cluster.crew`.
     """
     from dr_platform.data.loader import count_images, load_images
     from dr_platform.evaluation.evaluate import HeldOut
@@ -240,15 +246,18 @@ def measure(
         held_out=HeldOut(apart.images, apart.sha256, apart.patients) if apart is not None else None,
         members=None if record.classes else min(record.train_images, len(images)),
         keep_generated=keep_generated,
+        crew=crew,
         progress=advance,
     )
 
 
 def evaluate(project: Project, advance: Advance = lambda done, total: None) -> EvalReport:
     """Stage `evaluate`: the report of the model, its numbers for `dvc metrics`, and a grid of samples."""
-    from dr_platform import pictures, sampling
+    from dr_platform import cluster, pictures, sampling
 
-    report = measure(project, project.model, advance, keep_generated=True)
+    asked = project.params.evaluate
+    with cluster.crew(project.params.site, at_most=asked.images // asked.batch) as crew:
+        report = measure(project, project.model, advance, keep_generated=True, crew=crew)
     record, generator = read_model(project.model)
     samples = sampling.sample_images(generator, list(_SAMPLE_SEEDS))
     drawn = pictures.generated(samples, record.visibility, record.sources)

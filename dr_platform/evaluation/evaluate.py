@@ -7,8 +7,10 @@ at psi 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +20,16 @@ from torch import Tensor
 from dr_platform import records
 from dr_platform.config import EvaluateConfig
 from dr_platform.errors import EvaluationError
-from dr_platform.evaluation import appearance, boundary, equivariance, kept, suite
-from dr_platform.evaluation.features import FeatureExtractor, choose_extractors, extract_cached, extract_each
+from dr_platform.evaluation import appearance, boundary, equivariance, kept, passes, suite
+from dr_platform.evaluation.features import choose_extractors, extract_cached
+from dr_platform.evaluation.passes import NOT_FINITE, generated_features, image_seeds, labels_for
 from dr_platform.gan import Generator
-from dr_platform.sampling import SEED_LIMIT, latents, sample_images
+from dr_platform.sampling import latents
 
 Progress = Callable[[int, int], None]  # passes through a network so far, and in all
 
-_SEED_STRIDE = 1_000_003  # a prime beyond any usual count of images: other seeds take other latents
 _PASSES = 4  # per image of the equivariance metrics: as it is, and moved in three ways
 _SMALLEST_FIELD = 16  # pixels across a picture in which a field of view is looked for
-_NOT_FINITE = "the generator's images are not finite, so nothing can be measured. Evaluate an earlier checkpoint."
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,7 @@ def evaluate(
     held_out: HeldOut | None = None,
     members: int | None = None,
     keep_generated: bool = False,
+    crew: passes.Crew | None = None,
     progress: Progress | None = None,
 ) -> records.EvalReport:
     """The report of a checkpoint's averaged generator: distances in every feature space, memorisation, equivariance,
@@ -69,6 +71,7 @@ def evaluate(
     patients: int [n] of the real images, so that errors are those over patients. held_out: for memorisation, and
     members: how many of the real images, the first ones, were trained on; None: all.
     keep_generated: keep the features of the generated images in cache_dir too, but for those drawn under `labels`.
+    crew: workers that draw the images and take the features; None: this process does.
     With config.pictures 0, spectrum, rim, lesions and the centre crop are left out, and copies are not looked for.
     Raises EvaluationError for too few or unfit images, weights of an extractor that cannot be had, or a generator whose
     images are not finite.
@@ -78,19 +81,26 @@ def evaluate(
     extractors = choose_extractors(config.extractors, weights_dir=weights_dir, device=device)
     unseen = held_out if held_out is not None and len(held_out.images) else None
     looked_at = (1 + bool(config.pictures)) * len(real) + (0 if unseen is None else len(unseen.images))
-    passes = len(extractors) * looked_at + config.images + _PASSES * config.equivariance_images
-    advance = _meter(progress, passes)
+    total = len(extractors) * looked_at + config.images + _PASSES * config.equivariance_images
+    advance = _meter(progress, total)
+    if crew is not None:
+        identities = tuple(extractor.identity for extractor in extractors)
+        crew.start(passes.Setup(config, copy.deepcopy(generator).cpu(), identities, weights_dir, labels))
 
     def features_of(images: np.ndarray, sha256: str) -> Iterator[np.ndarray]:
-        for extractor in extractors:
-            yield extract_cached(images, sha256, extractor, cache_dir, batch=config.batch, labels=real_labels)
+        for i, extractor in enumerate(extractors):
+            by = None if crew is None else partial(passes.extracted_by, crew, extractor=i, batch=config.batch)
+            yield extract_cached(images, sha256, extractor, cache_dir, batch=config.batch, labels=real_labels, by=by)
             advance(len(images))
 
     ours = list(features_of(real, real_sha256))
     middles = list(features_of(boundary.centre_crop(real), f"{real_sha256} centre")) if config.pictures else []
     theirs = [None] * len(ours) if unseen is None else list(features_of(unseen.images, unseen.sha256))
-    asked = [*extractors, *(suite.centred(extractor) for extractor in extractors[: len(middles)])]
-    drawn = generated_features(generator, asked, config, labels=labels, advance=advance)
+    if crew is None:
+        asked = passes.with_centres(extractors, config)
+        drawn = generated_features(generator, asked, config, labels=labels, advance=advance)
+    else:
+        drawn = passes.drawn_by(crew, config, advance)
     licence = records.licences_in_words(source.license for source in checkpoint.sources)
     if keep_generated and labels is None:
         said = {"visibility": checkpoint.visibility, "licence": licence}
@@ -132,48 +142,6 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """What was drawn: features float64 [n, d] by extractor, and the first pictures, uint8 [m, R, R, 3]."""
-
-    features: list[np.ndarray]
-    pictures: np.ndarray
-
-
-def generated_features(
-    generator: Generator,
-    extractors: Sequence[FeatureExtractor],
-    config: EvaluateConfig,
-    *,
-    labels: np.ndarray | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Drawn:
-    """Draw `config.images` images once: their features, and the first `config.pictures`. Only these are all held."""
-    seeds = image_seeds(config.seed, config.images)
-    pictured: list[np.ndarray] = []
-
-    def batches() -> Iterator[np.ndarray]:
-        for start in range(0, len(seeds), config.batch):
-            part = seeds[start : start + config.batch]
-            try:
-                pictures = sample_images(generator, part, 1.0, config.batch, _labels_for(part, labels))
-            except FloatingPointError:
-                raise EvaluationError(_NOT_FINITE) from None
-            if start < config.pictures or not pictured:
-                pictured.append(pictures[: config.pictures - start])
-            yield pictures
-            if advance is not None:
-                advance(len(part))
-
-    features = extract_each(batches(), extractors, batch=config.batch)
-    return Drawn(features, np.concatenate(pictured))
-
-
-def image_seeds(seed: int, count: int) -> list[int]:
-    """The latents' seeds of an evaluation's images: consecutive, and others for another evaluation seed."""
-    return [(seed * _SEED_STRIDE + index) % SEED_LIMIT for index in range(count)]
-
-
 def _look(
     real: np.ndarray, fake: np.ndarray, space: suite.Space, config: EvaluateConfig
 ) -> tuple[suite.Measured, records.Figures]:
@@ -202,7 +170,7 @@ def _equivariance(
 
     def batches() -> Iterator[tuple[Tensor, Tensor | None, equivariance.Transforms]]:
         for index, moves in enumerate(equivariance.draw_transforms(len(parts), resolution, config.seed)):
-            chosen = _labels_for(parts[index], labels)
+            chosen = labels_for(parts[index], labels)
             c = None if chosen is None else torch.as_tensor(chosen, dtype=torch.float32, device=device)
             yield latents(parts[index], generator.z_dim).to(device), c, moves
             advance(_PASSES * len(parts[index]))
@@ -212,7 +180,7 @@ def _equivariance(
     else:
         errors = equivariance.equivariance_errors(generator, batches())[:, None]
     if not np.isfinite(errors).all():
-        raise EvaluationError(_NOT_FINITE)
+        raise EvaluationError(NOT_FINITE)
     found, missing = [], []
     for names, of_region in zip((equivariance.NAMES, equivariance.FIELD_NAMES), errors.swapaxes(0, 1), strict=False):
         for name, sums in zip(names, of_region.swapaxes(0, 1), strict=True):
@@ -235,12 +203,6 @@ def _equivariance(
             )
     notes = (f"{', '.join(missing)}: no generated image shows a field of view",) if missing else ()
     return suite.Measured(tuple(found), notes)
-
-
-def _labels_for(seeds: Sequence[int], labels: np.ndarray | None) -> np.ndarray | None:
-    if labels is None:
-        return None
-    return labels[[np.random.default_rng(seed).integers(len(labels)) for seed in seeds]]
 
 
 def _check_images(real: np.ndarray, resolution: int) -> None:

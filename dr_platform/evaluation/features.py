@@ -14,7 +14,7 @@ import http.client
 import io
 import logging
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -137,18 +137,17 @@ def extract(images: np.ndarray | Iterable[np.ndarray], extractor: FeatureExtract
 
 
 def extract_each(
-    images: np.ndarray | Iterable[np.ndarray], extractors: Sequence[FeatureExtractor], *, batch: int = 32
+    images: np.ndarray | Iterable[np.ndarray | Tensor], extractors: Sequence[FeatureExtractor], *, batch: int = 32
 ) -> list[np.ndarray]:
     """`extract` by several extractors in one pass over the pictures, so that generated ones are drawn once.
 
+    images: as in `extract`, or tensors uint8 [n, 3, H, W] of at most `batch` pictures, on any device.
     Rows stay where they were computed until the last: on a GPU the next pictures are asked for while it still works,
     for at most 8 kB of its memory per picture.
     """
     rows: list[list[Tensor]] = [[] for _ in extractors]
     for part in [images] if isinstance(images, np.ndarray) else images:
-        _check_pictures(part)
-        for start in range(0, len(part), batch):
-            pictures = torch.from_numpy(part[start : start + batch].copy()).permute(0, 3, 1, 2)
+        for pictures in [part] if isinstance(part, Tensor) else _batches(part, batch):
             for extractor, found in zip(extractors, rows, strict=True):
                 found.append(extractor(pictures))
     if not all(rows):
@@ -164,17 +163,18 @@ def extract_cached(
     *,
     batch: int = 32,
     labels: Mapping[str, str] | None = None,
+    by: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """`extract(images, extractor)`, computed once per content: the file is named by data digest, count and extractor.
 
-    labels: what the file says of the images besides, see `kept.keep`.
+    labels: what the file says of the images besides, see `kept.keep`. by: what extracts instead of `extract`.
 
     A kept file is used only if its own digest is right; a damaged one is logged and replaced.
     """
     key = kept.key_of_images(data_sha256, images.shape, extractor.identity)
     features = kept.read(cache_dir, key)
     if features is None:
-        features = extract(images, extractor, batch=batch)
+        features = extract(images, extractor, batch=batch) if by is None else by(images)
         kept.keep(cache_dir, key, features, labels)
     return features
 
@@ -227,6 +227,12 @@ def _inception(weights_content: bytes, device: torch.device) -> FeatureExtractor
 def _small(device: torch.device) -> FeatureExtractor:
     bank = small_features.filter_bank().to(device)
     return FeatureExtractor(SMALL, lambda images: small_features.small_features(images, bank), device)
+
+
+def _batches(images: np.ndarray, batch: int) -> Iterator[Tensor]:
+    _check_pictures(images)
+    for start in range(0, len(images), batch):
+        yield torch.from_numpy(images[start : start + batch].copy()).permute(0, 3, 1, 2)
 
 
 def _check_pictures(images: np.ndarray) -> None:

@@ -19,6 +19,7 @@ from dr_platform.config import EvaluateConfig
 from dr_platform.errors import DrpError, EvaluationError
 from dr_platform.evaluation import evaluate, frechet, kept, protocols
 from dr_platform.evaluation.features import SMALL, choose_extractor, extract
+from dr_platform.evaluation.passes import image_seeds
 from dr_platform.sampling import sample_images
 
 REALS, FAKES, SEED = 60, 400, 3
@@ -156,7 +157,7 @@ def test_an_evaluation_keeps_the_features_of_what_it_drew(
     if not keep:
         assert found is None
         return
-    drawn = sample_images(waves, evaluate.image_seeds(few.seed, 40), batch=few.batch)
+    drawn = sample_images(waves, image_seeds(few.seed, 40), batch=few.batch)
     np.testing.assert_allclose(found, extract(drawn, small), rtol=0, atol=1e-9)
     assert stat.S_IMODE(where.stat().st_mode) == 0o700
 

@@ -14,8 +14,9 @@ from dr_platform.config import EvaluateConfig
 from dr_platform.data.phantom import phantom
 from dr_platform.errors import EvaluationError
 from dr_platform.evaluation import boundary, suite
-from dr_platform.evaluation.evaluate import HeldOut, evaluate, generated_features, image_seeds
+from dr_platform.evaluation.evaluate import HeldOut, evaluate
 from dr_platform.evaluation.features import choose_extractor, extract
+from dr_platform.evaluation.passes import generated_features, image_seeds
 from dr_platform.gan import Generator
 from dr_platform.records import Checkpoint, EvalReport, Figures
 from dr_platform.sampling import sample_images
