@@ -188,9 +188,9 @@ class Crew:
         options |= {"max_restarts": site.max_failures, "max_task_retries": site.max_failures}
         actor, device = ray.remote(_CrewMember).options(**options), "cuda" if use_gpu else "cpu"
         self.dismiss()
-        # In a list, so that a worker that begins anew fetches it itself; and held here for that time.
-        packed = self._packed = [ray.put(make)]
-        self._workers = [actor.remote(packed, device, site.threads_per_worker, site.triton) for _ in range(self.count)]
+        # Goes along with every task, in a list so that it is fetched once: a worker that begins anew has it from there.
+        self._packed = [ray.put(make)]
+        self._workers = [actor.remote(device, site.threads_per_worker, site.triton) for _ in range(self.count)]
 
     def ask(self, shares: Sequence[Sequence[Any]], told: Callable[[int], None] = lambda done: None) -> list[list[Any]]:
         """The answers to at most `count` shares of tasks, in their places; told: hears how many more are done.
@@ -203,7 +203,7 @@ class Crew:
 
         def hand_out(worker: int, tasks: int) -> None:
             for place, task in itertools.islice(waiting[worker], tasks):
-                pending[self._workers[worker].call.remote(task)] = worker, place
+                pending[self._workers[worker].call.remote(self._packed, task)] = worker, place
 
         for worker in range(len(shares)):
             hand_out(worker, _IN_HAND)
@@ -231,17 +231,17 @@ class Crew:
 
 
 class _CrewMember:
-    def __init__(self, packed: list[Any], device: str, threads: int, triton: bool) -> None:
+    def __init__(self, device: str, threads: int, triton: bool) -> None:
         torch.set_num_threads(threads)
         kernels.set_enabled(triton)
-        self._packed, self._device = packed, device
+        self._device = device
         self._made: Callable[[Any], Any] | None = None
 
-    def call(self, task: Any) -> tuple[Any, DrpError | None]:
+    def call(self, packed: list[Any], task: Any) -> tuple[Any, DrpError | None]:
         """The answer, or what the user can mend: Ray would try that again."""
         try:
             if self._made is None:
-                self._made = ray.get(self._packed[0])(self._device)
+                self._made = ray.get(packed[0])(self._device)
             return self._made(task), None
         except DrpError as error:
             return None, error
