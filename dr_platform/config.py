@@ -336,7 +336,9 @@ class TransferConfig(Section):
 class SiteConfig(Section):
     """Where things run and are kept. Changes no result, so no stage depends on it."""
 
-    workers: PositiveInt | Literal["auto"] = Field("auto", description="Processes that train, and, if a number or GPUs, evaluate; auto: GPUs, else 2.")
+    workers: PositiveInt | Literal["auto"] = Field(
+        "auto", description="Processes that train, and, if a number or GPUs, evaluate; auto: GPUs, else 2."
+    )
     use_gpu: bool | Literal["auto"] = Field("auto", description="Train on CUDA; auto: if there is any.")
     batch_per_worker: PositiveInt | None = Field(None, description="Most images per pass; the rest is accumulated.")
     triton: bool = Field(True, description="Use the Triton kernels on CUDA; false: the plain forms.")

@@ -7,6 +7,7 @@ compares is one number of each report with equal identity; numbers of different 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 
 from dr_platform import comparison
@@ -105,7 +106,7 @@ def _bounds(candidate: EvalReport, _: EvalReport | None, policy: PromoteConfig) 
             continue
         metric = candidate.metric(stem)
         if metric is None or not math.isfinite(metric.value):
-            said = f"the report has no {stem}, which the policy asks for. Evaluate again: dvc repro evaluate"
+            said = f"the report has no {stem}, which the policy asks for. {_why_missing(candidate, stem)}"
             yield RuleOutcome(
                 rule=rule, metric=stem, value=None, bound=bound, margin=None, verdict="missing", said=said
             )
@@ -128,7 +129,7 @@ def _alarms(candidate: EvalReport, _: EvalReport | None, policy: PromoteConfig) 
             continue
         metric = candidate.metric(stem)
         if metric is None:
-            said = f"the report has no {stem}, which the policy asks for. Evaluate again: dvc repro evaluate"
+            said = f"the report has no {stem}, which the policy asks for. {_why_missing(candidate, stem)}"
             yield RuleOutcome(rule=rule, metric=stem, value=None, bound=0.0, margin=None, verdict="missing", said=said)
             continue
         rings = metric.value > 0
@@ -137,3 +138,13 @@ def _alarms(candidate: EvalReport, _: EvalReport | None, policy: PromoteConfig) 
             rule=rule, metric=metric.name, value=metric.value, bound=0.0, margin=None,
             verdict="fail" if rings else "pass", said=said,
         )  # fmt: skip
+
+
+def _why_missing(report: EvalReport, stem: str) -> str:
+    """What the report's notes say of a metric that is not there, or what to do."""
+    core = stem.removesuffix("_w1").removesuffix("_alarm")
+    for note in report.notes:
+        names, colon, why = note.partition(": ")
+        if colon and any(core in name or name in core for name in re.split(r"[ ,()]+", names) if name):
+            return f"It could not be measured: {why}"
+    return "Evaluate again: dvc repro evaluate"

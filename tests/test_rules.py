@@ -91,6 +91,24 @@ def test_an_alarm_refuses_and_so_does_silence_that_nobody_listened_to(field: str
     assert not decide(report(metric(1.0)), 7, None, None, policy, MODEL).promote
 
 
+@pytest.mark.parametrize(
+    ("changes", "note", "said"),
+    [
+        ({"memorisation": "refuse"}, "memorisation: 12 held-out images; at least 20 are needed", "12 held-out images"),
+        ({"max_lesion_distance": 0.5}, "microaneurysms, vessel_share: the field is 30 pixels wide", "30 pixels wide"),
+        ({"max_rim_auc": 0.9}, "c2st: 4 patients are too few", "4 patients"),
+        ({"max_rfd": 2.0}, "rfd (drp-small-v1): 6 patients are too few", "6 patients"),
+        ({"max_rfd": 2.0}, "spectrum: 6 patients are too few", "dvc repro evaluate"),
+    ],
+)
+def test_evidence_that_could_not_be_had_is_explained_by_the_report(
+    changes: dict[str, Any], note: str, said: str
+) -> None:
+    held = decide(report(metric(1.0), notes=(note,)), 7, None, None, POLICY.model_copy(update=changes), MODEL)
+    assert not held.promote
+    assert said in held.reasons[0]
+
+
 def test_a_private_model_is_no_public_champion() -> None:
     policy = POLICY.model_copy(update={"visibility": "public"})
     assert decide(report(metric(1.0)), 7, None, None, policy, MODEL).promote

@@ -31,7 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "checkpoint_ticks": 1,
     },
     "evaluate": {"images": 48, "kid_subsets": 4, "kid_subset_size": 20, "equivariance_images": 8, "batch": 16},
-    "promote": {"min_images": 48},
+    "promote": {"min_images": 48, "memorisation": "ignore"},  # too few patients are held out to ask
     "sweep": {"sizes": [8, 16], "gammas": [0.1, 1.0], "kimg": 0.16},
     "transfer": {"targets": [], "parent": None, "kimg": 0.16},
     "site": {"workers": 1},
