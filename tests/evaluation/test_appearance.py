@@ -49,7 +49,7 @@ def test_what_is_too_coarse_to_see_is_noted_and_left_out(honest: Findings) -> No
     assert [note.partition(": ")[0] for note in honest.notes] == [
         "microaneurysms",
         "vessel_share, vessel_calibre, vessel_tortuosity, vessel_dimension",
-        "disc_macula_distance, disc_macula_angle",
+        "disc_upright, disc_macula_distance, disc_macula_angle",
     ]
     assert "microaneurysms need 40 or finer" in honest.notes[0]
 
@@ -91,7 +91,7 @@ def test_lesions_vessels_and_macula_are_measured_where_they_can_be_seen() -> Non
     names = [distribution.name for distribution in other.distributions]
     assert names == [
         "microaneurysms", "vessel_share", "vessel_calibre", "vessel_tortuosity", "vessel_dimension",
-        "disc_macula_distance", "disc_macula_angle",
+        "disc_upright", "disc_macula_distance", "disc_macula_angle",
     ]  # fmt: skip
     assert {f"{name}_w1" for name in names} <= metrics(other).keys()
     counts = other.distributions[0]
