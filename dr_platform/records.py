@@ -40,6 +40,8 @@ class Record(BaseModel):
     # What to run when a file of this kind is absent or out of date; subclasses say it.
     remedy: ClassVar[str] = "Make it again."
     failure: ClassVar[type[DrpError]] = DataError
+    # Fields that came without a new version: records of before keep their digest.
+    later: ClassVar[frozenset[str]] = frozenset()
     # Whether the file ends in the digest of all else in it, so that a changed letter is noticed.
     sealed: ClassVar[bool] = False
 
@@ -78,8 +80,10 @@ class Record(BaseModel):
         return json.dumps(fields).encode()
 
     def digest(self) -> str:
-        """SHA-256 of the record's content."""
-        return files.sha256_json(self.model_dump(mode="json"))
+        """SHA-256 of the record's content. A field of `later` counts once it is not at its default."""
+        fields = type(self).model_fields
+        absent = {name for name in self.later if getattr(self, name) == fields[name].get_default()}
+        return files.sha256_json(self.model_dump(mode="json", exclude=absent))
 
 
 class Collection(Record):
@@ -116,6 +120,7 @@ class Manifest(Record):
     """`manifest.json` beside `manifest.parquet` (a row per image): what was prepared, from what, and the split."""
 
     remedy: ClassVar[str] = "Run: dvc repro prepare"
+    later: ClassVar[frozenset[str]] = frozenset({"settings_sha256"})
 
     visibility: Visibility
     grade: int
@@ -357,6 +362,7 @@ class EvalReport(Record):
 
     version: Literal[2] = 2  # type: ignore[assignment]  # 2: licence; definition, region and interval of a metric
     remedy: ClassVar[str] = "Run: dvc repro evaluate"
+    later: ClassVar[frozenset[str]] = frozenset({"notes", "figures"})
 
     checkpoint_sha256: Digest = Field(description="Digest of the Checkpoint record, which covers its files.")
     run: str

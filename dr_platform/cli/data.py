@@ -71,8 +71,8 @@ def ingest(
       drp data ingest ~/spring --labels ~/spring.csv --name spring --visibility proprietary --mapping ~/clinic.yaml
     """
     from dr_platform import lineage
+    from dr_platform.data import collections, pool, pseudonyms
     from dr_platform.data import layouts as layouts_
-    from dr_platform.data import pool, pseudonyms
     from dr_platform.data.ingest import ingest as take_in
     from dr_platform.errors import ConfigError, LineageError, StoppedError
     from dr_platform.road import Project
@@ -85,7 +85,9 @@ def ingest(
             "--name phantom is that of the synthetic photographs, which `dvc repro` draws. Choose another."
         )
     project = Project.here()
-    lineage.require_project(project.root)
+    collections.collection_directory(project.raw, visibility, name)  # type: ignore[arg-type]  # refuses other names
+    if delivery.exists():  # else that is what is said of it
+        lineage.require_project(project.root)
     columns = layouts_.ColumnMap(
         image_id=image_id, file=file, grade=grade, patient_id=patient_id, eye=eye, source=source, license=license_
     )
