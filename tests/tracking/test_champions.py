@@ -76,7 +76,9 @@ def copied(root: Path, target: Path) -> Project:
 
 def opened(root: Path) -> Project:
     params = load_params(ROOT)
-    policy = params.promote.model_copy(update={"metric": "fid", "min_images": 100, "min_eq_t_db": None})
+    # Their reports have FID alone.
+    asked = {"metric": "fid", "min_images": 100, "min_eq_t_db": None, "memorisation": "ignore"}
+    policy = params.promote.model_copy(update=asked)
     return Project(root, params.model_copy(update={"promote": policy}))
 
 
