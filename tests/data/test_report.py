@@ -21,9 +21,10 @@ from dr_platform.data import collections, manifest, quality, report
 from dr_platform.data.prepare import prepare
 from dr_platform.data.quality import Quality
 from dr_platform.data.report.facts import BINS, GRADES, Report
-from dr_platform.data.report.figures import number, ticks
 from dr_platform.data.report.gathering import EXAMPLES, read_reason
 from dr_platform.errors import DataError
+from dr_platform.pages.charts import ticks
+from dr_platform.pages.markup import number
 
 SIZE = 144  # a field in which copies can be told: see screening.MIN_RADIUS
 NAMES = ["camera", "second", "st-marien"]

@@ -1,12 +1,13 @@
-"""Figures as SVG that takes its colours from the page: histograms in small multiples, and bars of shares."""
+"""Figures of a data report as SVG that takes its colours from the page: histograms in small multiples."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from html import escape
 
 from dr_platform.data.report.facts import Measure, Spread
+from dr_platform.pages.charts import tick_label, ticks
+from dr_platform.pages.markup import number
 
 _WIDTH = 340
 _ROW = 58  # height of a collection: a line of text over its histogram
@@ -14,17 +15,6 @@ _HISTOGRAM = 28
 _AXIS = 22
 _NAME = 24  # letters of a name that have room
 _CHANNELS = ("red", "green", "blue")
-
-
-def number(value: float) -> str:
-    """A number with three digits that count, thousands set apart."""
-    value = float(f"{value:.3g}") if abs(value) < 100 else value
-    if value == 0:
-        return "0"
-    if abs(value) >= 100:
-        return f"{value:,.0f}".replace(",", "\u202f")
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(digits, 3)}f}"
 
 
 def small_multiples(measures: Sequence[Measure], title: str, position: int) -> str:
@@ -96,34 +86,5 @@ def _axis(measure: Measure, top: int) -> str:
     for tick in ticks(measure.start, measure.end):
         x = _x(tick, measure) or 0.0
         anchor = "start" if x < 14 else "end" if x > _WIDTH - 14 else "middle"
-        marks.append(f'<text class="tick" x="{x:.1f}" y="{top + 15}" text-anchor="{anchor}">{_tick(tick)}</text>')
+        marks.append(f'<text class="tick" x="{x:.1f}" y="{top + 15}" text-anchor="{anchor}">{tick_label(tick)}</text>')
     return "".join(marks)
-
-
-def ticks(start: float, end: float) -> list[float]:
-    """Three to six round numbers from `start` to `end`, which is larger."""
-    rough = (end - start) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.ceil(start / step - 1e-9), math.floor(end / step + 1e-9)
-    return [round(count * step, 10) for count in range(first, last + 1)]
-
-
-def _tick(value: float) -> str:
-    return f"{value:,.4g}".replace(",", "\u202f") if abs(value) < 10_000 else f"{value:,.0f}".replace(",", "\u202f")
-
-
-def shares(counts: Sequence[int], names: Sequence[str], classes: Sequence[str], most: int) -> str:
-    """A bar of parts, as long as their sum is to `most`; what it says stands beside it in numbers."""
-    total = sum(counts)
-    title = ", ".join(f"{name}: {count}" for name, count in zip(names, counts, strict=True) if count)
-    parts, x = [], 0.0
-    for count, kind in zip(counts, classes, strict=True):
-        width = 160 * count / most if most else 0
-        if count:
-            parts.append(f'<rect class="{kind}" x="{x:.2f}" y="0" width="{max(width, 0.6):.2f}" height="10"/>')
-        x += width
-    return (
-        f'<svg class="shares" viewBox="0 0 160 10" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(title or str(total))}">{"".join(parts)}</svg>'
-    )

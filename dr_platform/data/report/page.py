@@ -1,12 +1,7 @@
-"""A report as one HTML page: no script, nothing fetched, everything that is not ours escaped.
-
-The page is made for reading, printing and filing. It says of itself, by a content security policy, that nothing may be
-loaded; whoever opens it tells nobody.
-"""
+"""A data report as one HTML page, made for reading, printing and filing."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 from html import escape
 
@@ -22,21 +17,24 @@ from dr_platform.data.report.facts import (
     Report,
     SplitCount,
 )
-from dr_platform.data.report.markup import (
+from dr_platform.pages.charts import shares
+from dr_platform.pages.markup import (
+    alarm,
     amount,
     chip,
     count_cell,
+    definitions,
+    document,
     grade_name,
     heading,
     heads,
+    img,
     number_cells,
     percent,
     table,
 )
-from dr_platform.data.report.style import CSS
 from dr_platform.records import Visibility
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _GRADE_CLASSES = ("g0", "g1", "g2", "g3", "g4", "gx")
 
 # A figure: its measures, its title, and what is measured.
@@ -61,23 +59,11 @@ def render(report: Report) -> str:
         ("examples", "Examples", _examples(report)),
         ("versions", "Versions and reading", _versions(report)),
     ]
-    links = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title, _ in sections)
-    body = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(title)}</h2>{content}'
-        f"</section>\n"
-        for name, title, content in sections
+    footer = (
+        "Written by drp data report. This page loads nothing and runs nothing; its pictures are small copies made from "
+        "pixels. Images and patients appear under pseudonyms only."
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="referrer" content="no-referrer">\n'
-        f"<title>Data report: {escape(report.project)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
-        f"{_banner(report)}{_header(report)}"
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<main>\n{body}</main>\n'
-        "<footer><p>Written by drp data report. This page loads nothing and runs nothing; its pictures are small "
-        "copies made from pixels. Images and patients appear under pseudonyms only.</p></footer>\n</body>\n</html>\n"
-    )
+    return document(f"Data report: {report.project}", f"{_banner(report)}{_header(report)}", sections, footer)
 
 
 # ---- the head --------------------------------------------------------------------------------------------------------
@@ -86,14 +72,11 @@ def render(report: Report) -> str:
 def _banner(report: Report) -> str:
     if not report.proprietary:
         return ""
-    return (
-        '<div class="alarm" role="note"><strong>Holds proprietary photographs.</strong> '
-        "This page must not leave the site that owns them.</div>\n"
-    )
+    return alarm("Holds proprietary photographs.", "This page must not leave the site that owns them.")
 
 
 def _header(report: Report) -> str:
-    facts = [
+    said = [
         *([("Date", escape(report.date))] if report.date else []),
         ("Data version", f"<code>{report.digest[:12]}</code>"),
         ("Prepared grade" + ("s" if len(report.grades) > 1 else ""), ", ".join(map(str, report.grades))),
@@ -106,19 +89,17 @@ def _header(report: Report) -> str:
     held_out = sum(row.held_out for row in report.split) + hidden.held_out
     train = sum(row.train for row in report.split) + hidden.train
     figures_ = [
-        (amount(images), "images"),
-        (amount(len(report.collections) + hidden.collections), "collections"),
-        (amount(left_out), f"left out ({percent(left_out, images)})"),
-        (amount(train), "images to train on"),
-        (amount(held_out), "images held out"),
-        (amount(len(report.similarities) + hidden.pairs), "pairs of copies found"),
+        ("images", amount(images)),
+        ("collections", amount(len(report.collections) + hidden.collections)),
+        (f"left out ({percent(left_out, images)})", amount(left_out)),
+        ("images to train on", amount(train)),
+        ("images held out", amount(held_out)),
+        ("pairs of copies found", amount(len(report.similarities) + hidden.pairs)),
     ]
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in report.notes)
     return (
         f'<header><p class="eyebrow">Data report</p><h1>{escape(report.project)}</h1>'
-        f'<dl class="facts">{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)}</dl>'
-        f'<dl class="figures">{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for value, name in figures_)}</dl>'
-        f"{notes}</header>\n"
+        f"{definitions(said)}{definitions(figures_, 'figures')}{notes}</header>\n"
     )
 
 
@@ -176,7 +157,7 @@ def _name(collection: str, visibility: Visibility) -> str:
 
 def _collection_row(count: CollectionCount, most: int) -> str:
     names = [grade_name(grade) for grade in GRADES]
-    bar = figures.shares(count.grades, names, _GRADE_CLASSES, most)
+    bar = shares(count.grades, names, _GRADE_CLASSES, most)
     patients = amount(count.patients) + ("+" if count.without_patient else "") if count.patients else "unknown"
     return (
         f"<tr>{_name(count.name, count.visibility)}"
@@ -214,7 +195,7 @@ def _split(report: Report) -> str:
 def _split_row(row: SplitCount) -> str:
     counts = (row.train, row.held_out, row.patients_train, row.patients_held_out)
     patients = row.patients_train + row.patients_held_out
-    bar = figures.shares((row.patients_held_out, row.patients_train), ("held out", "train"), ("one", "two"), patients)
+    bar = shares((row.patients_held_out, row.patients_train), ("held out", "train"), ("one", "two"), patients)
     return (
         f"<tr>{_name(row.collection, row.visibility)}"
         f'<td class="n">{row.grade}</td>{"".join(map(count_cell, counts))}'
@@ -231,7 +212,7 @@ def _left_out(report: Report) -> str:
         return "<p>Every image is used.</p>"
     rows = [
         f'<tr><th scope="row" class="words">{escape(reason.what)}</th><td class="n">{amount(reason.images)}</td>'
-        f'<td class="bar">{figures.shares((reason.images,), (reason.what,), ("one",), len(report.left_out))}</td>'
+        f'<td class="bar">{shares((reason.images,), (reason.what,), ("one",), len(report.left_out))}</td>'
         f'<td class="words">{escape(reason.needed) or "–"}</td></tr>'
         for reason in report.reasons
     ]
@@ -366,12 +347,8 @@ def _mark(picture: Picture, wanted: bool) -> str:
     return f" {chip(picture.visibility)}" if wanted and picture.visibility == "proprietary" else ""
 
 
-def _image(picture: Picture, alt: str) -> str:
-    data = base64.b64encode(picture.jpeg).decode()
-    return (
-        f'<img src="data:image/jpeg;base64,{data}" width="{picture.width}" height="{picture.height}" '
-        f'alt="{escape(alt)}">'
-    )
+def _image(shown: Picture, alt: str) -> str:
+    return img(shown.jpeg, shown.width, shown.height, alt)
 
 
 def _group(head: str, items: Iterable[str]) -> str:
