@@ -86,6 +86,11 @@ class Record(BaseModel):
         return files.sha256_json(self.model_dump(mode="json", exclude=absent))
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of what a record's file says, whether or not this version knows more fields. Raises ValueError."""
+    return files.sha256_json(json.loads(path.read_bytes()))
+
+
 class Collection(Record):
     """`collection.json` in the root of a raw collection: what it is, and the digests of its tables of images."""
 
@@ -362,7 +367,6 @@ class EvalReport(Record):
 
     version: Literal[2] = 2  # type: ignore[assignment]  # 2: licence; definition, region and interval of a metric
     remedy: ClassVar[str] = "Run: dvc repro evaluate"
-    later: ClassVar[frozenset[str]] = frozenset({"notes", "figures"})
 
     checkpoint_sha256: Digest = Field(description="Digest of the Checkpoint record, which covers its files.")
     run: str

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from dr_platform import files
 from dr_platform.errors import DrpError, RegistryError
-from dr_platform.records import Checkpoint, EvalReport, Registration
+from dr_platform.records import Checkpoint, EvalReport, Registration, digest_of
 from dr_platform.tracking import package
 from dr_platform.tracking.runs import Runs
 from dr_platform.tracking.words import FAILURES, clean, first_line, in_one_line
@@ -303,10 +303,10 @@ class Tracker(Runs):
         with tempfile.TemporaryDirectory() as directory:
             path = self._fetch(version, name, Path(directory))
             try:
-                report = EvalReport.read(path)
-            except DrpError:
+                report, found = EvalReport.read(path), digest_of(path)
+            except (DrpError, ValueError):
                 raise RegistryError(f"{model}/{number}: {name} is damaged. Run: dvc repro evaluate register") from None
-        _same(report.digest(), digest, f"{model}/{number}: {name}")
+        _same(found, digest, f"{model}/{number}: {name}")
         return report
 
     @in_one_line
