@@ -1,7 +1,8 @@
-"""How `drp data report` looks: a report over planted collections in a real browser, wide and narrow, light and dark.
+"""How the pages of `drp data report` and `drp report` look in a real browser, wide and narrow, light and dark.
 
     python benchmarks/see_report.py                     # check, and write docs/images/data-report-*.png
-    python benchmarks/see_report.py --page FILE.html    # look at a report of your own; nothing is written to docs
+    python benchmarks/see_report.py --page FILE.html    # look at a page of your own; nothing is written to docs
+    python benchmarks/see_report.py --page FILE.html --save model-report    # ... but docs/images/model-report-*.png
 
 Needs `pip install playwright` and a Chromium: that of `playwright install chromium`, or one on the PATH. Neither can be
 had by pip alone, so this is no part of `make test`; tests/data/test_report.py checks all that needs no browser.
@@ -78,6 +79,7 @@ def sample(place: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Look at a data report in a browser.")
     parser.add_argument("--page", type=Path, help="a report to look at in place of the sample")
+    parser.add_argument("--save", metavar="NAME", help="keep pictures of that page too, under this name")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", help="where the pictures go")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -85,14 +87,15 @@ def main() -> int:
         if page is None:
             page = Path(place) / "report.html"
             page.write_text(sample(Path(place)), encoding="utf-8")
-        faults = look(page.resolve(), options.out, keep=options.page is None)
+        name = options.save or (None if options.page else "data-report")
+        faults = look(page.resolve(), options.out, name)
     for fault in faults:
         print(fault, file=sys.stderr)
     return 1 if faults else 0
 
 
-def look(path: Path, out: Path, *, keep: bool) -> list[str]:
-    """Open the page at every width in both schemes; what is amiss, in words. keep: write pictures to `out`."""
+def look(path: Path, out: Path, kept: str | None) -> list[str]:
+    """Open the page at every width in both schemes; what is amiss, in words. kept: name of the pictures in `out`."""
     from playwright.sync_api import sync_playwright
 
     faults = []
@@ -123,8 +126,8 @@ def look(path: Path, out: Path, *, keep: bool) -> list[str]:
                 page.evaluate("document.querySelectorAll('details').forEach(d => d.open = false)")
                 tall = page.screenshot(full_page=True)
                 (path.parent / f"{name}-{scheme}.png").write_bytes(tall)
-                if keep and scheme == "light":
-                    save(tall, out / f"data-report-{name}.png", int(_SHOWN[name] * scale))
+                if kept and scheme == "light":
+                    save(tall, out / f"{kept}-{name}.png", int(_SHOWN[name] * scale))
                 print(
                     f"{where}: contrast at least {ratio:.2f} ({which.strip()}), {len(asked)} requests", file=sys.stderr
                 )

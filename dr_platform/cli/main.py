@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dr_platform import __version__
-from dr_platform.cli import audit, data, evaluation, models, plan, profile, road, tools, weights
+from dr_platform.cli import audit, data, evaluation, models, plan, profile, report, road, tools, weights
 from dr_platform.cli.console import one_line_errors
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ for command in (
     road.train,
     road.promote,
     audit.rollback,
+    report.report,
     road.transfer,
     road.sweep,
     tools.generate,

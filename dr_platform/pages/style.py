@@ -101,6 +101,11 @@ td.bar { width: 22%; min-width: 120px; vertical-align: middle; }
 .green { fill: var(--green); stroke: var(--green); } .blue { fill: var(--blue); stroke: var(--blue); }
 .histogram.red, .histogram.green, .histogram.blue { fill-opacity: .16; }
 
+.line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .line.real { stroke: var(--blue); }
+.line.fake { stroke: var(--accent); } .plots .name.real { fill: var(--blue); }
+.plots .name.fake { fill: var(--accent); }
+.band { fill: var(--blue); fill-opacity: .18; stroke: none; }
+
 .groups { --thumb: 119px; display: flex; flex-wrap: wrap; gap: 28px 36px; margin: 0 0 26px; }
 .groups > div { max-width: 100%; flex: 0 0 auto; }
 .sheet { display: flex; flex-wrap: wrap; gap: 12px; margin: 0; padding: 0; list-style: none; }

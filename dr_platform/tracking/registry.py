@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from dr_platform import files
 from dr_platform.errors import DrpError, RegistryError
+from dr_platform.model_report.card import CARD_FILE, card
 from dr_platform.records import Checkpoint, EvalReport, Registration, digest_of
 from dr_platform.tracking import package
 from dr_platform.tracking.runs import Runs
@@ -113,6 +114,7 @@ class Tracker(Runs):
                 number = version.number
                 self._restore(version, checkpoint, weights, report)
                 self._renew_report(version, report)
+            self._attach_card(model, number, report)
         return Registration(
             model=model,
             model_version=number,
@@ -120,6 +122,15 @@ class Tracker(Runs):
             report_sha256=report.digest(),
             parent=checkpoint.parent,
         )
+
+    def _attach_card(self, model: str, number: int, report: EvalReport) -> None:
+        """Put the model card beside the version's files, in place of an earlier one."""
+        version = self.version(model, number)
+        if version.model_id is None:
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, CARD_FILE).write_text(card(f"{model}/{number}", report, version.tags), encoding="utf-8")
+            self._client.log_model_artifacts(version.model_id, directory)
 
     def _version_for(self, model: str, checkpoint_sha256: str) -> ModelVersion | None:
         wanted = f"name = '{model}' and tags.checkpoint_sha256 = '{checkpoint_sha256}'"
