@@ -20,8 +20,9 @@ from PIL import Image
 from dr_platform.data import collections, manifest, quality, report
 from dr_platform.data.prepare import prepare
 from dr_platform.data.quality import Quality
+from dr_platform.data.reasons import often, read_reason
 from dr_platform.data.report.facts import BINS, GRADES, Report
-from dr_platform.data.report.gathering import EXAMPLES, read_reason
+from dr_platform.data.report.gathering import EXAMPLES
 from dr_platform.errors import DataError
 from dr_platform.pages.charts import ticks
 from dr_platform.pages.markup import number
@@ -418,6 +419,12 @@ def test_a_reason_of_the_judge_is_read_in_its_parts(values, what, found):
 )  # fmt: skip
 def test_a_reason_is_read_in_its_parts(reason, parts):
     assert read_reason(reason) == parts
+
+
+def test_the_most_frequent_reasons_are_counted_by_what_they_are_about():
+    reasons = ["focus is 0.081; at least 0.120 is needed"] * 2 + ["focus is 0.1; at least 0.120 is needed", "no field"]
+    assert often(reasons) == "3 focus, 1 no field"
+    assert often([*reasons, "a", "b"], most=2) == "3 focus, 1 no field, …"
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 255), (0.9, 1.02), (225, 301), (0, 1e-3), (1200, 4288), (0.3, 0.31)])

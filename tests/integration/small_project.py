@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,7 +87,7 @@ def drp(root: Path, *arguments: str, timeout: float = 300) -> subprocess.Complet
 
 
 def start(root: Path, *command: str) -> subprocess.Popen[str]:
-    """Start a command in the project, in a process group of its own."""
+    """Start a command in the project, in a process group of its own; it hears Ctrl-C even where we do not."""
     return subprocess.Popen(
         command,
         cwd=root,
@@ -95,6 +96,7 @@ def start(root: Path, *command: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -21,6 +21,7 @@ from dr_platform.config import PrepareConfig
 from dr_platform.data import collections, manifest, prepare, screening, views
 from dr_platform.data.collections import VISIBILITIES, Progress
 from dr_platform.data.manifest import ManifestRow
+from dr_platform.data.reasons import read_reason
 from dr_platform.data.report.facts import (
     BINS,
     GRADES,
@@ -292,20 +293,6 @@ def _reason_groups(left_out: Sequence[tuple[Key, LeftOut]]) -> dict[tuple[str, s
         groups[what, needed].append((key, found))
     ordered = sorted(groups, key=lambda first: (-len(groups[first]), first))
     return {first: sorted(groups[first], key=lambda entry: pseudonym(entry[0])) for first in ordered}
-
-
-def read_reason(reason: str) -> tuple[str, str, str]:
-    """What the first reason for leaving an image out is about, what was found, and what is needed.
-
-    "focus is 0.081; at least 0.120 is needed" is about "Focus", found 0.081, needs "at least 0.120 is needed".
-    """
-    first, _, rest = reason.partition("; ")
-    needed = rest.partition("; ")[0] if rest.startswith(("at least ", "at most ", "a ")) else ""
-    what, colon, found = first.partition(": ")
-    if not colon and (match := re.fullmatch(r"(.+?)(?: is|,)? (\(?\d.*|in \d.*)", first)):
-        what, found = match[1], match[2].strip("()")
-    what = what.removeprefix("the ")
-    return what[:1].upper() + what[1:], found.partition(". ")[0], needed
 
 
 def _reason(first: tuple[str, str], entries: Sequence[tuple[Key, str]], gallery: Gallery) -> Reason:
