@@ -12,7 +12,7 @@ import torch
 
 from dr_platform import files, pictures, promotion, road, sampling
 from dr_platform.data.loader import ImageSet, load_images
-from dr_platform.errors import DrpError
+from dr_platform.errors import DataError, DrpError
 from dr_platform.gan import Generator, kernels
 from dr_platform.model_report.card import card
 from dr_platform.model_report.facts import ModelFacts, Neighbour, Series, Shown
@@ -92,19 +92,26 @@ def collect(
     )
 
 
-def write(project: Project, facts: Sequence[ModelFacts], out: Path | None, *, private: bool) -> Path:
-    """Store the page of one version, or of two side by side, and its numbers beside it; returns the page's path.
+def place(project: Project, versions: Sequence[ModelVersion], out: Path | None, *, private: bool) -> Path:
+    """Where the page of these versions goes: `out`, or below results/reports.
 
-    Raises DataError if it cannot be written, or if a page with proprietary photographs would leave its place.
+    Raises DataError if that is no page, or if one with proprietary photographs would leave the site's own directory.
     """
-    usual = "reports/" + "-and-".join(each.name.replace("/", "-") for each in facts) + ".html"
-    path = writing.page_file(project.root, out, usual, private=private)
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise DataError(f"--out {out} is no page; name a file ending in .html: its numbers go beside it, in .json.")
+    usual = "reports/" + "-and-".join(f"{each.model}-{each.number}" for each in versions) + ".html"
+    return writing.page_file(project.root, out, usual, private=private)
+
+
+def write(path: Path, facts: Sequence[ModelFacts], *, private: bool) -> None:
+    """Store the page of one version, or of two side by side, and its numbers beside it as JSON.
+
+    Raises DataError if it cannot be written.
+    """
     page = render(facts[0], private=private) if len(facts) == 1 else render_pair(*facts)
     writing.store(path, page, private=private)
-    files.write_json(
-        path.with_suffix(".json"), [numbers(each) for each in facts] if len(facts) > 1 else numbers(facts[0])
-    )
-    return path
+    said = [numbers(each) for each in facts]
+    files.write_json(path.with_suffix(".json"), said if len(said) > 1 else said[0])
 
 
 def numbers(facts: ModelFacts) -> dict[str, Any]:

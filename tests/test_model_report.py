@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from integration.small_project import drp, make_project
+from integration.small_project import ROOT, drp, make_project
 from test_promotion import POLICY, metric, report
 
+from dr_platform import model_pages
+from dr_platform.config import load_params
+from dr_platform.errors import DataError
 from dr_platform.model_report.card import card
 from dr_platform.model_report.facts import ModelFacts, Neighbour, Series, Shown, limits
 from dr_platform.model_report.page import render, render_pair
 from dr_platform.promotion import decide
 from dr_platform.records import Curve, Distribution, Figures, NearestReal
+from dr_platform.road import Project
 
 HOSTILE = '<script>alert("x")</script> & | `code`'
 PICTURE = Shown(b"\xff\xd8 a picture", 32, 32, "seed 7")
@@ -150,6 +155,19 @@ def test_the_card_says_use_data_numbers_and_limits_and_reads_no_foreign_markdown
 def test_limits_follow_from_what_was_measured(tags: dict[str, str], resolution: int, said: str) -> None:
     assert any(said in each for each in limits(report(metric(1.0), resolution=resolution), tags))
     assert not any(said in each for each in limits(report(metric(1.0), resolution=512), {"trained_on": "messidor"}))
+
+
+def test_a_page_is_written_with_its_numbers_and_nowhere_else(tmp_path: Path) -> None:
+    project = Project(tmp_path, load_params(ROOT))
+    for out, private in ((tmp_path / "a.json", False), (tmp_path / "a.html", True), (tmp_path, False)):
+        with pytest.raises(DataError, match=r"is no page|outside of|is a directory"):
+            model_pages.place(project, [], out, private=private)
+    path = model_pages.place(project, [], tmp_path / "new" / "a.html", private=False)
+    model_pages.write(path, [facts(), facts(number=3)], private=False)
+    first, second = json.loads(path.with_suffix(".json").read_text())
+    assert (first["version"], second["version"], first["verdict"]) == (2, 3, "Held")
+    assert first["training"]["Loss of G"]["values"] == [2.0, 1.5, None]
+    assert path.read_text().startswith("<!DOCTYPE html>")
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def report(
 
     console, project = Console(), Project.here()
     wanted = [look_up(each) for each in (model, other) if each is not None]
+    path = model_pages.place(project, [version for version, _ in wanted], out, private=include_proprietary)
     facts = []
     for version, measured in wanted:
         with console.counting(f"draw {version.model}/{version.number}", "pictures") as advance:
@@ -50,7 +51,7 @@ def report(
                     project, version, measured, include_proprietary=include_proprietary, advance=advance
                 )
             )
-    path = model_pages.write(project, facts, out, private=include_proprietary)
+    model_pages.write(path, facts, private=include_proprietary)
     if as_json:
         console.json([model_pages.numbers(each) for each in facts])
     console.say(f"Open in a browser: {path} (numbers: {path.with_suffix('.json').name})")
