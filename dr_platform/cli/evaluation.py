@@ -70,6 +70,7 @@ def bootstrap(
     console, project = Console(), Project.here()
     wanted = "".join(dict.fromkeys(protocol.upper().replace(",", ""))) if protocol != "all" else _ALL
     correct = correct.upper()
+    protocols.require_known([*wanted, correct])
     protocols.require_correcting(correct)
     report = _report(project, model)
     metric = _distance(report, extractor)

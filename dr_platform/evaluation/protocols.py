@@ -153,9 +153,7 @@ def replicate(
     that take long, done and in all.
     Raises EvaluationError for an unknown protocol, or fewer than 4 images on either side.
     """
-    unknown = [name for name in protocols if name not in PROTOCOLS]
-    if unknown:
-        raise EvaluationError(f"there is no protocol {unknown[0]!r}. Take any of {', '.join(PROTOCOLS)}.")
+    require_known(protocols)
     if min(len(real), len(generated)) < 4 or min(repetitions, exact_repetitions) < 2:
         raise EvaluationError(
             f"{len(real)} real and {len(generated)} generated images cannot be resampled, or fewer than 2 repetitions "
@@ -203,6 +201,13 @@ def bias_corrected(result: Replication) -> Estimate:
     kind = f"standard deviation and basic interval of {result.repetitions} repetitions of protocol {result.protocol}"
     value = 2 * result.point - result.mean
     return Estimate(value, result.sd, kind, 2 * result.point - result.high, 2 * result.point - result.low)
+
+
+def require_known(protocols: Sequence[str]) -> None:
+    """Raise EvaluationError if one of them is no protocol."""
+    unknown = [name for name in protocols if name not in PROTOCOLS]
+    if unknown:
+        raise EvaluationError(f"there is no protocol {unknown[0]!r}. Take any of {', '.join(PROTOCOLS)}.")
 
 
 def require_correcting(protocol: str) -> None:
