@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,15 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from dr_platform import files, pictures, promotion, road, sampling
-from dr_platform.data.loader import ImageSet, load_images
+from dr_platform import pictures, promotion, road, sampling
+from dr_platform.data import manifest
+from dr_platform.data.loader import Selection, load_images, select_images
 from dr_platform.errors import DataError, DrpError
 from dr_platform.gan import Generator, kernels
 from dr_platform.model_report.card import card
 from dr_platform.model_report.facts import ModelFacts, Neighbour, Series, Shown
 from dr_platform.model_report.page import render, render_pair
 from dr_platform.pages import writing
-from dr_platform.records import EvalReport, NearestReal
+from dr_platform.records import EvalReport
 from dr_platform.road import Project
 from dr_platform.tracking import ModelVersion
 
@@ -88,7 +90,7 @@ def collect(
         truncation=truncation,
         interpolation=pencil.between(SEEDS[0], SEEDS[1]),
         neighbours=_neighbours(project, report, pencil, include_proprietary),
-        training=_training(project, report.run),
+        training=_training(project, report.run, report.images_seen),
     )
 
 
@@ -99,7 +101,7 @@ def place(project: Project, versions: Sequence[ModelVersion], out: Path | None, 
     """
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
         raise DataError(f"--out {out} is no page; name a file ending in .html: its numbers go beside it, in .json.")
-    usual = "reports/" + "-and-".join(f"{each.model}-{each.number}" for each in versions) + ".html"
+    usual = f"{writing.REPORTS}/" + "-and-".join(f"{each.model}-{each.number}" for each in versions) + ".html"
     return writing.page_file(project.root, out, usual, private=private)
 
 
@@ -111,7 +113,8 @@ def write(path: Path, facts: Sequence[ModelFacts], *, private: bool) -> None:
     page = render(facts[0], private=private) if len(facts) == 1 else render_pair(*facts)
     writing.store(path, page, private=private)
     said = [numbers(each) for each in facts]
-    files.write_json(path.with_suffix(".json"), said if len(said) > 1 else said[0])
+    text = json.dumps(said if len(said) > 1 else said[0], indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    writing.store(path.with_suffix(".json"), text, private=private)
 
 
 def numbers(facts: ModelFacts) -> dict[str, Any]:
@@ -175,44 +178,53 @@ class _Pencil:
 
 def _neighbours(project: Project, report: EvalReport, pencil: _Pencil, include: bool) -> tuple[Neighbour, ...]:
     pairs = report.figures.neighbours[:_PAIRS]
-    real = _reference(project, report) if pairs else None
-    return tuple(Neighbour(each, pencil.seeds([each.seed], 1.0)[0], _photograph(real, each, include)) for each in pairs)
+    real = _photographs(project, report, [pair.real for pair in pairs], include)
+    return tuple(Neighbour(each, pencil.seeds([each.seed], 1.0)[0], real.get(each.real)) for each in pairs)
 
 
-def _reference(project: Project, report: EvalReport) -> ImageSet | None:
-    """The real images of a report, if they are still those prepared here."""
+def _photographs(project: Project, report: EvalReport, rows: Sequence[int], include: bool) -> dict[int, Shown]:
+    """Row of a report's reference -> its photograph, of those that may be shown; proprietary ones are not even read.
+
+    Nothing if the images prepared here are not that reference any more.
+    """
     split = report.reference.partition(",")[0]
-    if split not in ("train", "held-out"):
-        return None
+    everything = project.params.prepare.visibility
+    if not rows or split not in manifest.SPLITS:
+        return {}
     try:
-        found = load_images(
-            project.prepared, report.grade, split=split, visibility=project.params.prepare.visibility  # type: ignore[arg-type]
-        )  # fmt: skip
+        chosen = select_images(project.prepared, report.grade, split, visibility=everything)
+        shown = {row for row in rows if row < len(chosen.rows) and _may_be_shown(chosen, row, include)}
+        if chosen.sha256 != report.reference_sha256 or not shown:
+            return {}
+        seen = load_images(project.prepared, report.grade, split, visibility=everything if include else "public-only")
     except DrpError:
-        return None
-    return found if found.sha256 == report.reference_sha256 else None
+        return {}
+    place = {(row.visibility, row.image_id): i for i, row in enumerate(seen.rows)}
+    found = {}
+    for number in shown:
+        row = chosen.rows[number]
+        pixels = seen.images[place[row.visibility, row.image_id]]
+        taken = pictures.photographs(pixels[None], row.visibility, [row.license])
+        if isinstance(taken, pictures.PublicPhotographs):
+            (width, height), jpeg = pictures.thumbnail_jpeg(taken, "everyone", _SIDE)
+        else:
+            (width, height), jpeg = pictures.thumbnail_jpeg(taken, "site", _SIDE)
+        found[number] = Shown(jpeg, width, height, f"real, {row.image_id}")
+    return found
 
 
-def _photograph(real: ImageSet | None, pair: NearestReal, include_proprietary: bool) -> Shown | None:
-    if real is None or pair.real >= len(real):
-        return None
-    row = real.rows[pair.real]
-    taken = pictures.photographs(real.images[pair.real][None], row.visibility, [row.license])
-    caption = f"real, {row.image_id}"
-    if isinstance(taken, pictures.PublicPhotographs):
-        (width, height), jpeg = pictures.thumbnail_jpeg(taken, "everyone", _SIDE)
-    elif include_proprietary:
-        (width, height), jpeg = pictures.thumbnail_jpeg(taken, "site", _SIDE)
-    else:
-        return None
-    return Shown(jpeg, width, height, caption)
+def _may_be_shown(chosen: Selection, row: int, include_proprietary: bool) -> bool:
+    return include_proprietary or chosen.rows[row].visibility == "public"
 
 
-def _training(project: Project, run: str) -> tuple[Series, ...]:
-    """The curves of the run that made it, as far as it is on this machine."""
+def _training(project: Project, run: str, images_seen: int) -> tuple[Series, ...]:
+    """The curves of the run that made it up to its checkpoint, as far as they are on this machine."""
     from dr_platform.training.report import read_ticks
 
-    ticks = list(read_ticks(project.storage / run))
+    try:
+        ticks = [tick for tick in read_ticks(project.storage / run) if tick.images_seen <= images_seen]
+    except (ValueError, OSError):  # a damaged file of another's making is no reason to show no page
+        return ()
     return tuple(
         _series(ticks, scalar, name) for scalar, name in _SCALARS.items() if any(scalar in t.scalars for t in ticks)
     )

@@ -35,10 +35,10 @@ from dr_platform.data.collections import ImageRow
 from dr_platform.data.loader import classes_sha256
 from dr_platform.data.prepare import SKIPPED_FILE, read_skipped
 from dr_platform.data.pseudonyms import Key
-from dr_platform.data.report.writing import page_files
 from dr_platform.data.screening import Seen
 from dr_platform.errors import DataError, DrpError
 from dr_platform.evaluation import kept
+from dr_platform.pages import writing
 from dr_platform.records import Checkpoint, Collection, EvalReport
 from dr_platform.road import REPORT_FILE, Project
 
@@ -492,10 +492,9 @@ def _reports(project: Project) -> Iterator[tuple[Path, EvalReport]]:
 
 
 def _pages(project: Project, home: str, shown: Callable[[Path], str]) -> Iterator[Affected]:
-    """Pages of `drp data report` where they usually lie; what they show is chosen by chance of a seed."""
-    for page in page_files(project.root):
-        if page.is_file():
-            yield Affected("report", shown(page), f"it may show photographs of {home}: write it again", certain=False)
+    """Pages of `drp data report` and `drp report` where they usually lie; what they show is chosen by a seed."""
+    for page in writing.pages(project.root):
+        yield Affected("report", shown(page), f"it may show photographs of {home}: write it again", certain=False)
 
 
 def _by_checkpoint(saved: Saved, versions: dict[str, tuple[ModelVersion, Verdict]]) -> dict[str, Verdict]:

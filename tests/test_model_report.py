@@ -85,7 +85,12 @@ def read(page: str) -> Outline:
 
 def test_the_verdict_comes_first_with_every_rule_and_its_bound() -> None:
     page = render(facts())
-    assert page.index("Held") < page.index('id="metrics"') < page.index('id="lineage"') < page.index('id="limits"')
+    assert (
+        page.index("Would be held")
+        < page.index('id="metrics"')
+        < page.index('id="lineage"')
+        < page.index('id="limits"')
+    )
     rules = page[page.index("The rules in force") : page.index("What the ledger has")]
     assert [word for word in ("relative FD", "1.50", "2.00", "pass", "spectrum", "missing") if word not in rules] == []
     assert "Champion" in render(facts(aliases=("champion",)))
@@ -165,7 +170,7 @@ def test_a_page_is_written_with_its_numbers_and_nowhere_else(tmp_path: Path) -> 
     path = model_pages.place(project, [], tmp_path / "new" / "a.html", private=False)
     model_pages.write(path, [facts(), facts(number=3)], private=False)
     first, second = json.loads(path.with_suffix(".json").read_text())
-    assert (first["version"], second["version"], first["verdict"]) == (2, 3, "Held")
+    assert (first["version"], second["version"], first["verdict"]) == (2, 3, "Would be held")
     assert first["training"]["Loss of G"]["values"] == [2.0, 1.5, None]
     assert path.read_text().startswith("<!DOCTYPE html>")
 

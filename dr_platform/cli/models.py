@@ -132,13 +132,14 @@ def compare(first: Reference, second: Reference, as_json: Json = False) -> None:
 
 
 def look_up(reference: str) -> tuple[ModelVersion, EvalReport]:
-    """A version by NAME/VERSION, NAME, or of the present grade by number, latest or champion, and its report."""
+    """A version, by NAME/VERSION, NAME@ALIAS, NAME, or number, latest or champion of the present grade; its report."""
     from dr_platform.road import Project
 
     project = Project.here()
     tracker = project.tracker()
     if reference.isdigit() or reference in ("latest", "champion"):
         reference = f"{project.model_name}/{reference}"
+    reference = reference.replace("@", "/")  # MLflow's way to write an alias
     name, _, wanted = reference.rpartition("/") if "/" in reference else (reference, "", "champion")
     number = tracker.resolve(name, wanted)
     return tracker.version(name, number), tracker.report_of(name, number)

@@ -89,7 +89,10 @@ class ModelFacts:
         """Where it stands, in a few words."""
         if "champion" in self.aliases:
             return "Champion"
-        return "Would be promoted" if self.decision.promote else "Held"
+        judged = [entry for entry in self.history if entry.to_version == self.number]
+        if judged and judged[-1].action == "hold":
+            return f"Held on {judged[-1].time[:10]}"
+        return "Would be promoted" if self.decision.promote else "Would be held"
 
 
 def limits(report: EvalReport, tags: dict[str, str]) -> tuple[str, ...]:

@@ -8,7 +8,14 @@ from pathlib import Path
 from dr_platform import files
 from dr_platform.errors import DataError
 
+REPORTS = "reports"  # below results/: pages on models
 PRIVATE = ("data", "import-reports")
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages that lie where they usually do, public and private ones."""
+    places = (root / "results", root / "results" / REPORTS, root.joinpath(*PRIVATE))
+    return [page for place in places for page in sorted(place.glob("*.html"))]
 
 
 def page_file(root: Path, out: Path | None, usual: str, *, private: bool) -> Path:

@@ -13,11 +13,6 @@ from dr_platform.pages import writing
 PAGE_FILE = "data-report.html"
 
 
-def page_files(root: Path) -> tuple[Path, Path]:
-    """Where the public and the proprietary page lie unless another place is named."""
-    return root / "results" / PAGE_FILE, root.joinpath(*writing.PRIVATE) / PAGE_FILE
-
-
 def page_file(root: Path, out: Path | None, *, include_proprietary: bool) -> Path:
     """Where the page of a project goes. out: where it is wanted, or None.
 
