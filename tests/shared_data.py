@@ -1,8 +1,10 @@
-"""Data that lie beside the checkout, in ../shared, because they are too large for it or are not ours to pass on.
+"""Data that lie beside the checkout, in ../shared, and the marks of the tests that need them.
 
-The published networks' golden numbers and the real photographs are such. Whoever has not got them can still run every
-other test, and is told why not these. Continuous integration has them, and says so by DRP_REQUIRE_SHARED=1: a test that
-misses them then fails instead of being skipped, so that parity is never lost in silence.
+The golden numbers were made by running NVIDIA's networks, whose licence is not commercial, so this repository under
+Apache-2.0 does not pass them on. Photographs (CC BY 4.0) and weights (Apache-2.0, MIT) could be passed on, but a clone
+would be three times as large for them; the code that they try is tried on phantoms and on random weights everywhere.
+A reader without them is told which tests they are missing for. Continuous integration has them, and says so by
+DRP_REQUIRE_SHARED=1: what is missing is then a failure and no skip.
 """
 
 from __future__ import annotations
@@ -22,18 +24,8 @@ def _missing(folder: Path) -> bool:
     return not folder.is_dir() and os.environ.get("DRP_REQUIRE_SHARED") != "1"
 
 
-needs_golden = pytest.mark.skipif(
-    _missing(GOLDEN),
-    reason="needs ../shared/golden/stylegan3: numbers of NVIDIA's networks, whose licence keeps them out of this "
-    "repository. CI has them and fails without; benchmarks/results/golden-parity.txt holds the last comparison",
-)
-needs_photographs = pytest.mark.skipif(
-    _missing(FUNDUS_MINI),
-    reason="needs ../shared/data/fundus-mini: 1,644 photographs by others (HRF, IDRiD, RetinaMNIST, CC BY 4.0). CI has "
-    "them and fails without; the same code is tested here on phantoms",
-)
-needs_weights = pytest.mark.skipif(
-    _missing(WEIGHTS),
-    reason="needs ../shared/weights: MobileNetV2 and W-Net, stand-in feature extractors that are not ours to pass on. "
-    "CI has them and fails without",
-)
+NO_GOLDEN, NO_PHOTOGRAPHS, NO_WEIGHTS = _missing(GOLDEN), _missing(FUNDUS_MINI), _missing(WEIGHTS)
+
+needs_golden = pytest.mark.skipif(NO_GOLDEN, reason="no ../shared/golden: 22 MB by NVIDIA's non-commercial networks")
+needs_photographs = pytest.mark.skipif(NO_PHOTOGRAPHS, reason="no ../shared/data: 11 MB of photographs, not in git")
+needs_weights = pytest.mark.skipif(NO_WEIGHTS, reason="no ../shared/weights: 14 MB of weights by others, not in git")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from scipy import ndimage
-from shared_data import SHARED, needs_photographs
+from shared_data import WEIGHTS, needs_weights
 
 from dr_platform.data.phantom import phantom
 from dr_platform.errors import EvaluationError
 from dr_platform.evaluation import vessels as v
 from dr_platform.evaluation.wnet import load_wnet
 
-WEIGHTS = SHARED / "weights/wnet_drive_vessels.safetensors"
+WNET = WEIGHTS / "wnet_drive_vessels.safetensors"
 
 
 def band(course: np.ndarray, width: float, side: int = 400) -> np.ndarray:
@@ -81,16 +81,16 @@ def test_wider_and_more_vessels_are_told_by_the_classical_filter() -> None:
     assert "µm per pixel" in (v.vessels(phantom(7, 1, 128).image).reason or "")
 
 
-@needs_photographs
+@needs_weights
 def test_wnet_reproduces_its_reference() -> None:
-    reference = np.load(SHARED / "weights/wnet_reference.npz")
-    found = load_wnet(WEIGHTS).probability(reference["image"])
+    reference = np.load(WEIGHTS / "wnet_reference.npz")
+    found = load_wnet(WNET).probability(reference["image"])
     assert np.abs(found - reference["prob"]).max() < 5e-4  # float16 is good to 2.4e-4 below 1
 
 
-@needs_photographs
+@needs_weights
 def test_a_file_that_is_not_wnet_is_refused(tmp_path: Path) -> None:
-    tensors = load_file(WEIGHTS)
+    tensors = load_file(WNET)
     del tensors["unet2.final.bias"]
     save_file(tensors, tmp_path / "part.safetensors")
     with pytest.raises(EvaluationError, match=r"unet2\.final\.bias"):
