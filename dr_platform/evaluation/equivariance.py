@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dr_platform.data.fundus import FieldOfView, find_field_of_view
 from dr_platform.errors import DataError, EvaluationError
+from dr_platform.evaluation.precision import whole_float32
 from dr_platform.gan import Generator
 
 EQ_BATCH = 4  # images that share a transform, as in the paper; part of the metric, not of the machine
@@ -197,7 +198,7 @@ def _errors(
     generator: Generator, batches: Iterable[tuple[Tensor, Tensor | None, Transforms]], in_field: bool
 ) -> np.ndarray:
     transform = generator.synthesis.input.transform
-    with _full_precision(), _restored(transform):
+    with whole_float32(), _restored(transform):
         rows = [_batch_errors(generator, transform, z, c, moves, in_field) for z, c, moves in batches]
     return np.array(rows, dtype=np.float64).reshape(-1, 1 + in_field, len(NAMES), 2)
 
@@ -313,17 +314,3 @@ def _restored(buffer: Tensor) -> Iterator[None]:
         yield
     finally:
         buffer.copy_(before)
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    # TF32's rounding alone would show as 60 dB, the level that is to be measured.
-    backends: tuple[object, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]  # type: ignore[attr-defined]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False  # type: ignore[attr-defined]
-        yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value  # type: ignore[attr-defined]

@@ -25,6 +25,19 @@ def phantoms(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache
+def pairs() -> list[tuple[spectra.Spectra, spectra.Spectra]]:
+    """Twelve pairs of clean collections: one as the real ones, with halves, one as the generated."""
+    found = []
+    for seed in range(10, 34, 2):
+        images, patients = phantoms(seed)
+        others, owners = phantoms(seed + 1)
+        mean, std = spectra.whitening(images)
+        real = spectra.spectra(images, patients, mean=mean, std=std, halvings=99, seed=seed)
+        found.append((real, spectra.spectra(others, owners, mean=mean, std=std)))
+    return found
+
+
+@lru_cache
 def reals() -> spectra.Spectra:
     images, patients = phantoms(0)
     mean, std = spectra.whitening(images)
@@ -84,11 +97,7 @@ def test_halves_hold_the_sums_of_their_pictures() -> None:
 
 def test_clean_phantoms_raise_no_alarm_against_other_clean_phantoms() -> None:
     p = []
-    for seed in range(10, 34, 2):
-        images, patients = phantoms(seed)
-        mean, std = spectra.whitening(images)
-        real = spectra.spectra(images, patients, mean=mean, std=std, halvings=99, seed=seed)
-        fake = spectra.spectra(phantoms(seed + 1)[0], phantoms(seed + 1)[1], mean=mean, std=std)
+    for real, fake in pairs():
         found = spectra.compare(real, fake)
         p.append([found.peak.p, found.harmonic.p, found.bands[spectra.LESION].p])
     # Each test errs in 1 of 100 cases by design; two or more of 12 happen with a probability below 0.7 %.
@@ -152,11 +161,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 def test_profiles_of_other_phantoms_lie_within_chance() -> None:
     outside = []
-    for seed in range(10, 34, 2):
-        images, patients = phantoms(seed)
-        mean, std = spectra.whitening(images)
-        real = spectra.spectra(images, patients, mean=mean, std=std, halvings=99, seed=seed)
-        fake = spectra.spectra(phantoms(seed + 1)[0], phantoms(seed + 1)[1], mean=mean, std=std)
+    for real, fake in pairs():
         low, high = np.quantile(spectra.angular_chance(real, fake), (0.025, 0.975), axis=0)
         moved = fake.angular.mean(axis=0) - real.angular.mean(axis=0)
         outside.append(((moved < low) | (moved > high)).mean())

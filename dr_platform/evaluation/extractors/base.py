@@ -5,8 +5,7 @@ How a picture comes to the network's size belongs to the network and to the iden
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dr_platform import records
+from dr_platform.evaluation.precision import whole_float32
 
 # The one extractor whose distances carry the plain names fid and kid.
 PUBLISHED = "inception-v3-2015-12-05"
@@ -40,7 +40,7 @@ class FeatureExtractor:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features of uint8 [n, 3, H, W] from any device: [n, d] on `device`, without gradients and without TF32."""
-        with torch.inference_mode(), _whole_float32(self.device):
+        with torch.inference_mode(), whole_float32():
             if self.device.type == "cpu":
                 return torch.cat([self.network(part) for part in images.split(_CPU_BATCH)])
             return self.network(images.to(self.device, non_blocking=True))
@@ -57,20 +57,3 @@ def resized(images: Tensor, side: int) -> Tensor:
 def bicubic(side: int) -> str:
     """The words for `resized`."""
     return f"bicubic with anti-alias, {side}, clamped to 0-255, not rounded"
-
-
-@contextlib.contextmanager
-def _whole_float32(device: torch.device) -> Iterator[None]:
-    """TF32 keeps 10 bits of a factor: enough to train with, not to compare distances between machines."""
-    if device.type != "cuda":
-        yield
-        return
-    backends: tuple[object, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]  # type: ignore[attr-defined]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False  # type: ignore[attr-defined]
-        yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value  # type: ignore[attr-defined]
