@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dr_platform.errors import EvaluationError
 from dr_platform.records import EvalReport, Extractor, Metric
 
 
@@ -26,13 +25,43 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One metric of two reports. `difference` is second minus first; `spread` joins both where both have one."""
+class Pair:
+    """A metric of two reports, by its whole name; None in the one that has it not."""
 
-    first: Metric
-    second: Metric
-    difference: float
-    spread: float | None
+    name: str
+    first: Metric | None
+    second: Metric | None
+    unlike: tuple[Difference, ...]  # in what their identities differ
+
+    @property
+    def difference(self) -> float | None:
+        """Second minus first, where the two mean the same thing."""
+        if self.first is None or self.second is None or self.unlike:
+            return None
+        return self.second.value - self.first.value
+
+    @property
+    def spread(self) -> float | None:
+        """Standard error of the difference, where both have one."""
+        spreads = [each.spread for each in (self.first, self.second) if each is not None and each.spread is not None]
+        return math.hypot(*spreads) if self.difference is not None and len(spreads) == 2 else None
+
+    @property
+    def why_not(self) -> str:
+        """Why there is no difference, in words; empty where there is one."""
+        if self.first is None or self.second is None:
+            return "in one of them alone"
+        return "; ".join(map(str, self.unlike))
+
+
+def side_by_side(first: EvalReport, second: EvalReport) -> tuple[Pair, ...]:
+    """Every metric of two reports, in the order of the first and then of the second."""
+    ours, theirs = ({metric.name: metric for metric in report.metrics} for report in (first, second))
+    pairs = []
+    for name in {**ours, **theirs}:
+        a, b = ours.get(name), theirs.get(name)
+        pairs.append(Pair(name, a, b, differences(first, a, second, b) if a is not None and b is not None else ()))
+    return tuple(pairs)
 
 
 def differences(first: EvalReport, a: Metric, second: EvalReport, b: Metric) -> tuple[Difference, ...]:
@@ -50,26 +79,6 @@ def differences(first: EvalReport, a: Metric, second: EvalReport, b: Metric) -> 
         "set of real images": (short(first.reference_sha256), short(second.reference_sha256)),
     }
     return tuple(Difference(what, str(one), str(two)) for what, (one, two) in pairs.items() if one != two)
-
-
-def compare(first: EvalReport, second: EvalReport, stem: str) -> Comparison:
-    """The metric `stem` (fid, kid, eq_t_int_db, ...) of two reports.
-
-    Raises EvaluationError if a report lacks it, or if the numbers' identities differ: their difference means nothing.
-    """
-    a, b = first.metric(stem), second.metric(stem)
-    for report, metric in ((first, a), (second, b)):
-        if metric is None:
-            raise EvaluationError(f"the report of {report.run} has no {stem}. {EvalReport.remedy}")
-    assert a is not None
-    assert b is not None
-    if found := differences(first, a, second, b):
-        raise EvaluationError(
-            f"{stem} of {first.run} and of {second.run} are not comparable: {'; '.join(map(str, found))}. "
-            "Evaluate both in the same way."
-        )
-    spread = None if a.spread is None or b.spread is None else math.hypot(a.spread, b.spread)
-    return Comparison(a, b, b.value - a.value, spread)
 
 
 def short(digest: str) -> str:

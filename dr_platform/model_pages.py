@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,18 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from dr_platform import pictures, promotion, road, sampling
+from dr_platform import pictures, road, sampling
 from dr_platform.data import manifest
-from dr_platform.data.loader import Selection, load_images, select_images
+from dr_platform.data.loader import Selection, load_rows, select_images
 from dr_platform.errors import DataError, DrpError
 from dr_platform.gan import Generator, kernels
 from dr_platform.model_report.card import card
-from dr_platform.model_report.facts import ModelFacts, Neighbour, Series, Shown
+from dr_platform.model_report.facts import ModelFacts, Neighbour, Series, Shown, lineage
 from dr_platform.model_report.page import render, render_pair
 from dr_platform.pages import writing
 from dr_platform.records import EvalReport
 from dr_platform.road import Project
 from dr_platform.tracking import ModelVersion
+
+logger = logging.getLogger(__name__)
 
 Advance = Callable[[int, int], None]
 
@@ -49,34 +52,28 @@ def collect(
     version: ModelVersion,
     report: EvalReport,
     *,
+    brief: bool = False,
     include_proprietary: bool = False,
     advance: Advance = lambda done, total: None,
 ) -> ModelFacts:
     """Everything the page says of a version; pictures are drawn anew from its verified weights.
+
+    brief: what stands beside another version: decision, numbers, samples, lineage.
 
     Photographs of the training set are shown where they are public, or all of them for the site that owns them.
     Raises RegistryError if the version's files are not the recorded ones.
     """
     kernels.set_enabled(project.params.site.triton)
     found = road.read_registered(project, f"{version.model}/{version.number}")
-    champion = project.tracker().champion(version.model)
-    rival = project.tracker().report_of(version.model, champion) if champion not in (None, version.number) else None
-    decision = promotion.decide(
-        report, version.number, rival, None if rival is None else champion, project.params.promote, version.model
-    )
-    if champion == version.number:
-        decision = decision.model_copy(update={"reasons": (f"Version {version.number} is the champion.",)})
+    decision = road.judge(project, version.model, version.number)
     entries = project.ledger().entries()
     about = [
         each
         for each in entries
         if each.model == version.model and version.number in (each.from_version, each.to_version)
     ]
-    pencil = _Pencil(found.generator, report, advance)
+    pencil = _Pencil(found.generator, report, advance, len(SEEDS) if brief else _DRAWN)
     samples = pencil.seeds(SEEDS, 1.0)
-    truncation = tuple(
-        tuple(pencil.seeds([seed], psi, f"seed {seed}, psi {psi:g}")[0] for psi in PSIS) for seed in SEEDS[:_SWEPT]
-    )
     return ModelFacts(
         model=version.model,
         number=version.number,
@@ -87,11 +84,19 @@ def collect(
         decision=decision,
         history=tuple(about),
         samples=samples,
-        truncation=truncation,
-        interpolation=pencil.between(SEEDS[0], SEEDS[1]),
-        neighbours=_neighbours(project, report, pencil, include_proprietary),
-        training=_training(project, report.run, report.images_seen),
+        **({} if brief else _more(project, report, pencil, include_proprietary)),
     )
+
+
+def _more(project: Project, report: EvalReport, pencil: _Pencil, include_proprietary: bool) -> dict[str, Any]:
+    """What a version's own page has beyond what stands beside another's."""
+    sweep = (tuple(pencil.seeds([s], psi, f"seed {s}, psi {psi:g}")[0] for psi in PSIS) for s in SEEDS[:_SWEPT])
+    return {
+        "truncation": tuple(sweep),
+        "interpolation": pencil.between(SEEDS[0], SEEDS[1]),
+        "neighbours": _neighbours(project, report, pencil, include_proprietary),
+        "training": _training(project, report.run, report.images_seen),
+    }
 
 
 def place(project: Project, versions: Sequence[ModelVersion], out: Path | None, *, private: bool) -> Path:
@@ -99,8 +104,8 @@ def place(project: Project, versions: Sequence[ModelVersion], out: Path | None, 
 
     Raises DataError if that is no page, or if one with proprietary photographs would leave the site's own directory.
     """
-    if out is not None and out.suffix.lower() not in (".html", ".htm"):
-        raise DataError(f"--out {out} is no page; name a file ending in .html: its numbers go beside it, in .json.")
+    if out is not None and out.suffix != ".html":
+        raise DataError(f"--out {out} is no page; name a file ending in .html: its numbers go beside it.")
     usual = f"{writing.REPORTS}/" + "-and-".join(f"{each.model}-{each.number}" for each in versions) + ".html"
     return writing.page_file(project.root, out, usual, private=private)
 
@@ -112,13 +117,22 @@ def write(path: Path, facts: Sequence[ModelFacts], *, private: bool) -> None:
     """
     page = render(facts[0], private=private) if len(facts) == 1 else render_pair(*facts)
     writing.store(path, page, private=private)
-    said = [numbers(each) for each in facts]
-    text = json.dumps(said if len(said) > 1 else said[0], indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    writing.store(path.with_suffix(".json"), text, private=private)
+    text = json.dumps(numbers(*facts), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    writing.store(numbers_file(path), text, private=private)
 
 
-def numbers(facts: ModelFacts) -> dict[str, Any]:
-    """The page without its pictures, as plain values for JSON."""
+def numbers_file(page: Path) -> Path:
+    """The JSON beside a page, under a name that no record has."""
+    return page.with_suffix(".numbers.json")
+
+
+def numbers(*facts: ModelFacts) -> dict[str, Any] | list[dict[str, Any]]:
+    """The page without its pictures, as plain values for JSON: an object, or of two versions a list."""
+    said = [_numbers(each) for each in facts]
+    return said if len(said) > 1 else said[0]
+
+
+def _numbers(facts: ModelFacts) -> dict[str, Any]:
     return {
         "model": facts.model,
         "version": facts.number,
@@ -127,7 +141,7 @@ def numbers(facts: ModelFacts) -> dict[str, Any]:
         "decision": facts.decision.model_dump(mode="json"),
         "history": [entry.model_dump(mode="json") for entry in facts.history],
         "report": facts.report.model_dump(mode="json"),
-        "lineage": dict(facts.lineage),
+        "lineage": dict(lineage(facts.tags)),
         "training": {
             each.name: {"kimg": each.kimg, "values": [_finite(v) for v in each.values]} for each in facts.training
         },
@@ -142,8 +156,8 @@ def _finite(value: float) -> float | None:
 class _Pencil:
     """Draws small pictures of one generator."""
 
-    def __init__(self, generator: Generator, report: EvalReport, advance: Advance) -> None:
-        self._generator, self._report, self._advance = generator, report, advance
+    def __init__(self, generator: Generator, report: EvalReport, advance: Advance, total: int) -> None:
+        self._generator, self._report, self._advance, self._total = generator, report, advance, total
         self._done = 0
 
     def seeds(self, seeds: Sequence[int], psi: float, caption: str = "") -> tuple[Shown, ...]:
@@ -173,7 +187,7 @@ class _Pencil:
 
     def _tell(self, count: int) -> None:
         self._done += count
-        self._advance(min(self._done, _DRAWN), _DRAWN)
+        self._advance(min(self._done, self._total), self._total)
 
 
 def _neighbours(project: Project, report: EvalReport, pencil: _Pencil, include: bool) -> tuple[Neighbour, ...]:
@@ -196,14 +210,13 @@ def _photographs(project: Project, report: EvalReport, rows: Sequence[int], incl
         shown = {row for row in rows if row < len(chosen.rows) and _may_be_shown(chosen, row, include)}
         if chosen.sha256 != report.reference_sha256 or not shown:
             return {}
-        seen = load_images(project.prepared, report.grade, split, visibility=everything if include else "public-only")
-    except DrpError:
+        read = load_rows(chosen, split, shown)
+    except DrpError as error:
+        logger.warning("No photographs are shown: %s", error)
         return {}
-    place = {(row.visibility, row.image_id): i for i, row in enumerate(seen.rows)}
     found = {}
-    for number in shown:
+    for number, pixels in read.items():
         row = chosen.rows[number]
-        pixels = seen.images[place[row.visibility, row.image_id]]
         taken = pictures.photographs(pixels[None], row.visibility, [row.license])
         if isinstance(taken, pictures.PublicPhotographs):
             (width, height), jpeg = pictures.thumbnail_jpeg(taken, "everyone", _SIDE)

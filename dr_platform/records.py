@@ -311,6 +311,22 @@ class Metric(BaseModel):
     high: float | None = None
     said: str = Field("", description="What the number says, in a sentence, where that is not plain.")
 
+    @property
+    def stem(self) -> str:
+        """The name without the extractor's suffix."""
+        return stem_of(self.name)
+
+
+def stem_of(name: str) -> str:
+    """A metric's name without the extractor's suffix: fid__drp-small-v1 is a fid."""
+    return name.partition("__")[0]
+
+
+# Of a report with some dozens of numbers, the stems of those to look at first, in this order.
+LEADING = (
+    "fid", "kid", "rfd", "coverage", "memorisation_alarm", "spectrum_alarm", "spectrum_db_lesions", "c2st_rim",
+    "microaneurysms_w1", "disc_upright_w1", "eq_t_int_db", "eq_t_frac_db", "eq_r_db",
+)  # fmt: skip
 
 Numbers = tuple[float, ...]
 

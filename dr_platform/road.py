@@ -243,7 +243,7 @@ def measure(
         device=next(generator.parameters()).device,
         real_labels=images.labels,
         patients=images.patients,
-        held_out=HeldOut(apart.images, apart.sha256, apart.patients) if apart is not None else None,
+        held_out=HeldOut(apart.images, apart.sha256, apart.patients, apart.labels) if apart is not None else None,
         members=None if record.classes else min(record.train_images, len(images)),
         keep_generated=keep_generated,
         crew=crew,
@@ -339,7 +339,8 @@ def promote(
     if dry_run:
         candidate = tracker.resolve(name, version)
         tracker.verify(name, candidate)
-        return _judge(project, tracker, name, candidate, _champion(ledger.entries(), tracker, name), force, reason)
+        decision = judge(project, name, candidate)
+        return _forced(decision, reason) if force else decision
     with ledger.locked():
         return _promote(project, tracker, ledger, name, version, force, reason)
 
@@ -348,11 +349,12 @@ def _promote(
     project: Project, tracker: Tracker, ledger: Ledger, name: str, version: str, force: bool, reason: str | None
 ) -> Decision:
     from dr_platform import tracking
+    from dr_platform.tracking import champions
 
     candidate, rules = tracker.resolve(name, version), files.sha256_json(project.params.promote.model_dump(mode="json"))
     completed = tracking.settle(ledger, tracker, name, then=candidate)
-    tracker.verify(name, candidate)
-    if completed and _same_question(completed, candidate, rules, tracker.report_of(name, candidate), force):
+    report = champions.evidence(tracker, name, candidate).report_sha256
+    if completed and _same_question(completed, candidate, rules, report, force):
         return Decision(
             model=name,
             model_version=candidate,
@@ -365,14 +367,14 @@ def _promote(
             forced=completed.action == "force",
             entry=completed.index,
         )
-    champion = _champion(ledger.entries(), tracker, name)
-    decision = _judge(project, tracker, name, candidate, champion, force, reason)
+    decision = judge(project, name, candidate)
+    decision = _forced(decision, reason) if force else decision
     entry = tracking.decided(
         ledger,
         tracker,
         action="force" if decision.forced else "promote" if decision.promote else "hold",
         model=name,
-        from_version=champion,
+        from_version=decision.champion,
         to_version=candidate,
         rules_sha256=rules,
         reason=" ".join(decision.reasons),
@@ -380,21 +382,25 @@ def _promote(
     return decision.model_copy(update={"entry": entry.index})
 
 
-def _judge(
-    project: Project, tracker: Tracker, name: str, candidate: int, champion: int | None, force: bool, reason: str | None
-) -> Decision:
-    """What the policy says, or whoever overrides it."""
+def judge(project: Project, model: str, number: int) -> Decision:
+    """What the policy says of a registered version beside the champion, which the ledger names; nothing is written."""
     from dr_platform import promotion
 
-    decision = promotion.decide(
-        tracker.report_of(name, candidate),
-        candidate,
-        tracker.report_of(name, champion) if champion is not None else None,
+    tracker = project.tracker()
+    champion = _champion(project.ledger().entries(), tracker, model)
+    return promotion.decide(
+        tracker.report_of(model, number),
+        number,
+        tracker.report_of(model, champion) if champion is not None else None,
         champion,
         project.params.promote,
-        name,
+        model,
     )
-    if decision.promote or not force:
+
+
+def _forced(decision: Decision, reason: str | None) -> Decision:
+    """The decision as whoever overrides the policy takes it."""
+    if decision.promote:
         return decision
     reasons = (f"Promoted against the policy: {reason}", *decision.reasons)
     return decision.model_copy(update={"promote": True, "forced": True, "reasons": reasons})
@@ -407,10 +413,10 @@ def _champion(entries: Sequence[LedgerEntry], tracker: Tracker, name: str) -> in
     return ledger.champion(entries, name) if ledger.last_move(entries, name) else tracker.champion(name)
 
 
-def _same_question(done: LedgerEntry, candidate: int, rules: str, report: EvalReport, force: bool) -> bool:
+def _same_question(done: LedgerEntry, candidate: int, rules: str, report: str, force: bool) -> bool:
     """Whether an entry that was completed just now is what the same command had begun to write."""
     return (
-        (done.to_version, done.rules_sha256, done.report_sha256) == (candidate, rules, report.digest())
+        (done.to_version, done.rules_sha256, done.report_sha256) == (candidate, rules, report)
         and done.action != "rollback"
         and (force or done.action != "force")
         and not (force and done.action == "hold")

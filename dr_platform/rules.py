@@ -53,7 +53,7 @@ def _not_worse(candidate: EvalReport, champion: EvalReport | None, policy: Promo
 
 
 def _spaces(report: EvalReport) -> list[Metric]:
-    return [m for m in report.metrics if m.name.partition("__")[0] == "fid" and m.region == "whole"]
+    return [m for m in report.metrics if m.stem == "fid" and m.region == "whole"]
 
 
 def _against(candidate: EvalReport, metric: Metric, champion: EvalReport, policy: PromoteConfig) -> RuleOutcome:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from test_promotion import SMALL, metric, report
 
-from dr_platform.comparison import compare, differences
-from dr_platform.errors import EvaluationError
+from dr_platform.comparison import differences, side_by_side
 
 OTHER = "cd" * 32
 
@@ -18,9 +18,16 @@ def test_numbers_of_one_identity_are_compared_and_their_errors_joined() -> None:
         report(metric(40.0, spread=3.0)),
         report(metric(47.0, spread=4.0), checkpoint_sha256=OTHER, run="t-2"),
     )
-    found = compare(first, second, "fid")
-    assert (found.difference, found.spread) == (7.0, 5.0)
-    assert compare(first, report(metric(1.0)), "fid").spread is None
+    (pair,) = side_by_side(first, second)
+    assert (pair.name, pair.difference, pair.spread, pair.why_not) == ("fid__small", 7.0, 5.0, "")
+    (bare,) = side_by_side(first, report(metric(1.0)))
+    assert (bare.difference, bare.spread) == (-39.0, None)
+
+
+def test_of_several_spaces_each_number_stands_beside_its_own() -> None:
+    other = metric(5.0, "fid", extractor=SMALL.model_copy(update={"name": "inception-v3-2015-12-05"}))
+    first, second = report(metric(40.0), other), report(other.model_copy(update={"value": 4.0}), metric(44.0))
+    assert {pair.name: pair.difference for pair in side_by_side(first, second)} == {"fid__small": 4.0, "fid": -1.0}
 
 
 @pytest.mark.parametrize(
@@ -45,11 +52,13 @@ def test_every_part_of_an_identity_keeps_others_from_being_compared(
     first, second = report(metric(40.0)), report(metric(40.0, **of_metric), **of_report)
     found = differences(first, first.metrics[0], second, second.metrics[0])
     assert [each.what for each in found] == [what]
-    with pytest.raises(EvaluationError, match=f"not comparable: {what} .* and ") as caught:
-        compare(first, second, "fid")
-    assert "\n" not in str(caught.value)
+    (pair,) = side_by_side(first, second)
+    assert (pair.difference, pair.spread) == (None, None)
+    assert re.fullmatch(f"{what} .* and .*", pair.why_not)
 
 
-def test_a_metric_that_is_not_there_is_named() -> None:
-    with pytest.raises(EvaluationError, match="has no lpips"):
-        compare(report(metric(1.0)), report(metric(1.0)), "lpips")
+def test_a_metric_that_one_report_lacks_is_shown_and_not_compared() -> None:
+    pairs = side_by_side(report(metric(1.0)), report(metric(1.0), metric(2.0, "kid__small")))
+    assert [(pair.name, pair.difference, pair.why_not) for pair in pairs] == [
+        ("fid__small", 0.0, ""), ("kid__small", None, "in one of them alone"),
+    ]  # fmt: skip

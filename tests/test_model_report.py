@@ -125,7 +125,7 @@ def test_what_was_not_kept_is_said_and_not_drawn() -> None:
 
 
 def test_a_photograph_that_may_not_be_shown_is_named_by_its_row_alone() -> None:
-    assert "Image 3 of the reference is shown to its owner only" in render(facts())
+    assert "Image 3 of the reference is not shown here" in render(facts())
     pair = facts().neighbours[0]
     shown = render(facts(neighbours=(replace(pair, real=replace(PICTURE, caption="real, 12ab")),)), private=True)
     assert "real, 12ab" in shown
@@ -142,6 +142,12 @@ def test_two_models_are_compared_where_their_numbers_mean_the_same() -> None:
     assert rfd is not None
     assert "+7 ± 2.5" in fid[0]
     assert "number of generated images<" in rfd[0]
+
+
+def test_a_withdrawal_is_said_on_the_page_of_one_and_of_two_and_on_the_card() -> None:
+    marked = facts(tags={"revoked_patients": "12ab 2026-11-25"})
+    for text in (render(marked), render_pair(facts(), marked), card("m/2", marked.report, marked.tags)):
+        assert "12ab 2026-11-25" in text
 
 
 def test_the_card_says_use_data_numbers_and_limits_and_reads_no_foreign_markdown() -> None:
@@ -164,15 +170,21 @@ def test_limits_follow_from_what_was_measured(tags: dict[str, str], resolution: 
 
 def test_a_page_is_written_with_its_numbers_and_nowhere_else(tmp_path: Path) -> None:
     project = Project(tmp_path, load_params(ROOT))
-    for out, private in ((tmp_path / "a.json", False), (tmp_path / "a.html", True), (tmp_path, False)):
+    for out, private in (
+        (tmp_path / "a.json", False),
+        (tmp_path / "a.htm", False),
+        (tmp_path / "a.html", True),
+        (tmp_path, False),
+    ):
         with pytest.raises(DataError, match=r"is no page|outside of|is a directory"):
             model_pages.place(project, [], out, private=private)
     path = model_pages.place(project, [], tmp_path / "new" / "a.html", private=False)
     model_pages.write(path, [facts(), facts(number=3)], private=False)
-    first, second = json.loads(path.with_suffix(".json").read_text())
+    first, second = json.loads(model_pages.numbers_file(path).read_text())
     assert (first["version"], second["version"], first["verdict"]) == (2, 3, "Would be held")
     assert first["training"]["Loss of G"]["values"] == [2.0, 1.5, None]
     assert path.read_text().startswith("<!DOCTYPE html>")
+    assert sorted(each.name for each in path.parent.iterdir()) == ["a.html", "a.numbers.json"]  # and no report.json
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -64,11 +64,14 @@ def bootstrap(
       drp eval bootstrap fundus-dr1-stylegan3/2 --protocol A --repetitions 200
       drp eval bootstrap --shift 2.1 --sd 0.4 --json
     """
+    from dr_platform.errors import EvaluationError
     from dr_platform.evaluation import protocols
     from dr_platform.road import Project
 
     console, project = Console(), Project.here()
     wanted = "".join(dict.fromkeys(protocol.upper().replace(",", ""))) if protocol != "all" else _ALL
+    if not wanted:
+        raise EvaluationError(f"--protocol is {protocol!r}. Name one or several of {_ALL}, or all.")
     correct = correct.upper()
     protocols.require_known([*wanted, correct])
     protocols.require_correcting(correct)
@@ -136,7 +139,7 @@ def _distance(report: EvalReport, extractor: str | None) -> Metric:
     """The report's FID in the space that is asked for."""
     from dr_platform.errors import EvaluationError
 
-    found = [each for each in report.metrics if each.name.partition("__")[0] == "fid" and each.extractor is not None]
+    found = [each for each in report.metrics if each.stem == "fid" and each.extractor is not None]
     for metric in found:
         if metric.extractor is not None and metric.extractor.name.startswith(extractor or ""):
             return metric

@@ -48,14 +48,14 @@ def list_models(
         "model/version", "alias", "registered", "visibility", *(f">{stem}" for stem in stems), "extractor"
     )
     for version in versions:
-        values = {_stem(key): value for key, value in version.tags.items() if _is_value(key)}
+        values = [_value(version.tags, stem) for stem in stems]
         table.add_row(
             f"{version.model}/{version.number}",
             ", ".join(version.aliases) or "–",
             f"{version.created:%Y-%m-%d %H:%M}",
             version.tags.get("visibility", "–"),
-            *(f"{float(values[stem]):.4g}" if stem in values else "–" for stem in stems),
-            next((value for key, value in version.tags.items() if key.endswith(".extractor")), "–").partition(" ")[0],
+            *(f"{float(value):.4g}" if value else "–" for value, _ in values),
+            values[0][1] or "–",
         )
     console.show(table)
     if not versions:
@@ -100,24 +100,20 @@ def compare(first: Reference, second: Reference, as_json: Json = False) -> None:
     """
     from dr_platform import comparison
     from dr_platform.cli.tables import plain_table
-    from dr_platform.errors import EvaluationError
 
     console = Console()
     (one, report_one), (two, report_two) = look_up(first), look_up(second)
-    rows = []
-    for metric in report_one.metrics:
-        stem = metric.name.partition("__")[0]
-        other = report_two.metric(stem)
-        row: dict[str, object] = {
-            "metric": metric.name,
-            "first": metric.value,
-            "second": other.value if other else None,
+    rows = [
+        {
+            "metric": pair.name,
+            "first": pair.first.value if pair.first else None,
+            "second": pair.second.value if pair.second else None,
+            "difference": pair.difference,
+            "spread": pair.spread,
+            "note": pair.why_not,
         }
-        try:
-            row["difference"], row["note"] = comparison.compare(report_one, report_two, stem).difference, ""
-        except EvaluationError as error:
-            row["difference"], row["note"] = None, str(error)
-        rows.append(row)
+        for pair in comparison.side_by_side(report_one, report_two)
+    ]
     if as_json:
         console.json({"first": f"{one.model}/{one.number}", "second": f"{two.model}/{two.number}", "metrics": rows})
         return
@@ -145,14 +141,15 @@ def look_up(reference: str) -> tuple[ModelVersion, EvalReport]:
     return tracker.version(name, number), tracker.report_of(name, number)
 
 
-def _is_value(tag: str) -> bool:
-    """Whether a tag is a metric's value, rather than its n or extractor."""
-    return tag.startswith("metric.") and not tag.endswith((".n", ".spread", ".extractor"))
+def _value(tags: dict[str, str], stem: str) -> tuple[str | None, str | None]:
+    """A metric's value and its extractor's name, as tags have them; of several spaces the published or first one."""
+    from dr_platform.records import stem_of
 
-
-def _stem(tag: str) -> str:
-    """metric.fid__drp-small-v1 -> fid"""
-    return tag.removeprefix("metric.").partition("__")[0]
+    names = sorted(tag.removeprefix("metric.") for tag in tags if tag.startswith("metric."))
+    found = next((name for name in names if stem_of(name) == stem and f"metric.{name}.n" in tags), None)
+    if found is None:
+        return None, None
+    return tags[f"metric.{found}"], tags.get(f"metric.{found}.extractor", "").partition(" ")[0] or None
 
 
 def _plain(version: ModelVersion) -> dict[str, object]:

@@ -38,8 +38,11 @@ def report(
     """
     from dr_platform import model_pages
     from dr_platform.cli.models import look_up
+    from dr_platform.errors import ConfigError
     from dr_platform.road import Project
 
+    if other is not None and include_proprietary:
+        raise ConfigError("--include-proprietary is for the page of one version. Leave it out, or the second version.")
     console, project = Console(), Project.here()
     wanted = [look_up(each) for each in (model, other) if each is not None]
     path = model_pages.place(project, [version for version, _ in wanted], out, private=include_proprietary)
@@ -48,10 +51,15 @@ def report(
         with console.counting(f"draw {version.model}/{version.number}", "pictures") as advance:
             facts.append(
                 model_pages.collect(
-                    project, version, measured, include_proprietary=include_proprietary, advance=advance
+                    project,
+                    version,
+                    measured,
+                    brief=other is not None,
+                    include_proprietary=include_proprietary,
+                    advance=advance,
                 )
             )
     model_pages.write(path, facts, private=include_proprietary)
     if as_json:
-        console.json([model_pages.numbers(each) for each in facts])
-    console.say(f"Open in a browser: {path} (numbers: {path.with_suffix('.json').name})")
+        console.json(model_pages.numbers(*facts))
+    console.say(f"Open in a browser: {path} (numbers: {model_pages.numbers_file(path).name})")

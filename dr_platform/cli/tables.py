@@ -8,15 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from rich import box
 from rich.table import Table
 
+from dr_platform.records import LEADING, stem_of
+
 if TYPE_CHECKING:
     from dr_platform.records import EvalReport, Metric, RuleOutcome
-
-
-# Of a report with some dozens of numbers, those to look at first, in this order.
-LEADING = (
-    "fid", "kid", "rfd", "coverage", "memorisation_alarm", "spectrum_alarm", "c2st_rim", "microaneurysms_w1",
-    "eq_t_int_db", "eq_t_frac_db", "eq_r_db",
-)  # fmt: skip
 
 
 def plain_table(*columns: str, title: str | None = None) -> Table:
@@ -38,12 +33,12 @@ def metric_table(report: EvalReport) -> Table:
 
 
 def is_leading(name: str) -> bool:
-    """Whether a metric, with or without an extractor's suffix, is one of `LEADING`."""
-    return name.partition("__")[0] in LEADING
+    """Whether a metric, with or without an extractor's suffix, is one of `records.LEADING`."""
+    return stem_of(name) in LEADING
 
 
 def _rank(metric: Metric) -> int:
-    return LEADING.index(metric.name.partition("__")[0]) if is_leading(metric.name) else len(LEADING)
+    return LEADING.index(metric.stem) if metric.stem in LEADING else len(LEADING)
 
 
 def metric_cells(metric: Metric) -> Sequence[str]:

@@ -199,6 +199,22 @@ def _require_equal_preparation(sources: list[_Source]) -> None:
                 )
 
 
+def load_rows(chosen: Selection, split: Split, wanted: Iterable[int]) -> dict[int, NDArray[np.uint8]]:
+    """Wanted row of a selection -> its pixels [R, R, 3]; a visibility of which none is wanted stays unread."""
+    left = set(wanted)
+    found = {}
+    for source in chosen.sources:
+        places = [place for place, row in enumerate(chosen.rows) if row.visibility == source.index.visibility]
+        last = max((i for i, place in enumerate(places) if place in left), default=-1)
+        filled = 0
+        for chunk in shards.read_shards(source.directory, source.index, split, limit=last + 1) if last >= 0 else ():
+            for place, pixels in zip(places[filled : filled + len(chunk)], chunk, strict=True):
+                if place in left:
+                    found[place] = pixels.copy()
+            filled += len(chunk)
+    return found
+
+
 def _read(chosen: Selection, split: Split) -> NDArray[np.uint8]:
     """The pixels of the chosen images, which take a leading part of each source's ranks."""
     side = chosen.resolution

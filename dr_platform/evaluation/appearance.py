@@ -185,7 +185,8 @@ def _photographs(found: Findings) -> None:
         theirs = fake.values[name]
         measured = [int(np.isfinite(values).sum()) for values in (theirs, ours)]
         if not all(measured):
-            missing.setdefault(real.reasons.get(name) or fake.reasons[name], []).append(name)
+            side = fake if measured[1] else real
+            missing.setdefault(side.reasons.get(name, "it could not be measured in any picture"), []).append(name)
             continue
         found.distributions.append(_distribution(name, ours, theirs))
         try:

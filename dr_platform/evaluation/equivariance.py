@@ -42,6 +42,9 @@ _ROTATION_UP = 4
 _LEAST_MSE = 1e-15  # "no error at all" reads as 156 dB: JSON knows no infinity
 
 
+Fields = list[FieldOfView | None]
+
+
 @dataclass(frozen=True)
 class Transforms:
     """One batch's transforms: an integer shift (a whole number of pixels), a fractional shift, an angle."""
@@ -84,17 +87,18 @@ def equivariance_errors_in_field(
     return _errors(generator, batches, in_field=True)
 
 
-def field_masks(images: Tensor, transform: np.ndarray) -> Tensor:
+def field_masks(images: Tensor, transform: np.ndarray, fields: Fields | None = None) -> Tensor:
     """Where the field of view of each picture lies once the picture is moved: 0 or 1, like images, [N, 1, H, W].
 
     images: in [-1, 1], 1 or 3 channels. transform: [3, 3], from a moved picture's plane to the unmoved one's, in widths
-    and heights from the centre, as the generator's input has it. All 0 for a picture in which no field is found.
+    and heights from the centre, as the generator's input has it. fields: those of the images, found if not given. All 0
+    for a picture in which no field is found.
     """
     height, width = images.shape[-2:]
     y, x = torch.meshgrid(_centred(height, images), _centred(width, images), indexing="ij")
     from_x, from_y = (float(row[0]) * x + float(row[1]) * y + float(row[2]) for row in transform[:2])
     masks = torch.zeros(len(images), 1, height, width, dtype=images.dtype, device=images.device)
-    for mask, fov in zip(masks, _fields(images), strict=True):
+    for mask, fov in zip(masks, _fields(images) if fields is None else fields, strict=True):
         if fov is not None:
             across = (from_x + 0.5) * width - 0.5 - fov.cx
             along = (from_y + 0.5) * height - 0.5 - fov.cy
@@ -211,12 +215,13 @@ def _batch_errors(
         return generator(z, c, force_fp32=True).float()
 
     still = moved_input(np.eye(3))
+    fields = _fields(still) if in_field else []
     rows: list[list[tuple[float, float]]] = [[] for _ in range(1 + in_field)]
 
     def compare(found: Tensor, expected: Tensor, mask: Tensor, matrix: np.ndarray) -> None:
         rows[0].append(_squared_error(found, expected, mask))
         if in_field:
-            rows[1].append(_squared_error(found, expected, mask * field_masks(still, matrix)))
+            rows[1].append(_squared_error(found, expected, mask * field_masks(still, matrix, fields)))
 
     for operator, (tx, ty) in ((integer_translation, moves.integer), (fractional_translation, moves.fractional)):
         shift = np.eye(3)
@@ -230,9 +235,9 @@ def _batch_errors(
     return rows
 
 
-def _fields(images: Tensor) -> list[FieldOfView | None]:
+def _fields(images: Tensor) -> Fields:
     pixels = images.mul(127.5).add(128).clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
-    found: list[FieldOfView | None] = []
+    found: Fields = []
     for picture in pixels.cpu().numpy():
         try:
             found.append(find_field_of_view(np.ascontiguousarray(picture)))

@@ -34,11 +34,15 @@ _SMALLEST_FIELD = 16  # pixels across a picture in which a field of view is look
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Images that were never trained on: uint8 [n, R, R, 3], the digest of their content, and their patients [n]."""
+    """Images that were never trained on: uint8 [n, R, R, 3], the digest of their content, and their patients [n].
+
+    labels: visibility and licence of these images, which their kept features carry.
+    """
 
     images: np.ndarray
     sha256: str
     patients: np.ndarray
+    labels: Mapping[str, str] | None = None
 
 
 def evaluate(
@@ -87,15 +91,16 @@ def evaluate(
         identities = tuple(extractor.identity for extractor in extractors)
         crew.start(passes.Setup(config, copy.deepcopy(generator).cpu(), identities, weights_dir, labels))
 
-    def features_of(images: np.ndarray, sha256: str) -> Iterator[np.ndarray]:
+    def features_of(images: np.ndarray, sha256: str, said: Mapping[str, str] | None) -> Iterator[np.ndarray]:
         for i, extractor in enumerate(extractors):
             by = None if crew is None else partial(passes.extracted_by, crew, extractor=i, batch=config.batch)
-            yield extract_cached(images, sha256, extractor, cache_dir, batch=config.batch, labels=real_labels, by=by)
+            yield extract_cached(images, sha256, extractor, cache_dir, batch=config.batch, labels=said, by=by)
             advance(len(images))
 
-    ours = list(features_of(real, real_sha256))
-    middles = list(features_of(boundary.centre_crop(real), f"{real_sha256} centre")) if config.pictures else []
-    theirs = [None] * len(ours) if unseen is None else list(features_of(unseen.images, unseen.sha256))
+    ours = list(features_of(real, real_sha256, real_labels))
+    crops = boundary.centre_crop(real) if config.pictures else None
+    middles = [] if crops is None else list(features_of(crops, f"{real_sha256} centre", real_labels))
+    theirs = [None] * len(ours) if unseen is None else list(features_of(unseen.images, unseen.sha256, unseen.labels))
     if crew is None:
         asked = passes.with_centres(extractors, config)
         drawn = generated_features(generator, asked, config, labels=labels, advance=advance)
@@ -114,7 +119,7 @@ def evaluate(
     centres = [replace(spaces[i], real=rows, fake=drawn.features[len(spaces) + i]) for i, rows in enumerate(middles)]
     pixels = (real[:members], unseen.images, drawn.pictures) if unseen and len(drawn.pictures) else ()
     measured = [
-        *(suite.distances(space, config) for space in spaces),
+        *(suite.distances(space, config, members) for space in spaces),
         *(suite.centre_distances(space, config) for space in centres),
         suite.memory([space.trained_on(members) for space in spaces], config.seed, *pixels),
         _equivariance(generator, checkpoint.resolution, config, labels, device, advance),

@@ -330,6 +330,7 @@ def fd_infinity(
     sizes: int = 15,
     smallest: int | None = None,
     seed: int = 0,
+    known: Estimate | None = None,
 ) -> Estimate:
     """Fréchet distance extrapolated to infinitely many images on both sides, with its standard error.
 
@@ -338,6 +339,7 @@ def fd_infinity(
     less, and as many times more as patients have images; below 1.5 d the law bends and the result is too small, which
     spread_kind says. The standard error joins that of the fit with the influence-function error, which stands for what
     all subsets have in common; without the latter (n ≤ d), spread_kind says "fit only", and the error is too small.
+    known: `fid` of the same images, if it has been computed.
     """
     largest = min(len(real), len(fake))
     per_patient = max(len(x) / _count_groups(len(x), g) for x, g in ((real, groups), (fake, fake_groups)))
@@ -356,7 +358,9 @@ def fd_infinity(
     (intercept, slope), *_ = np.linalg.lstsq(design, values, rcond=None)
     residual = values - design @ (intercept, slope)
     variance = float(residual @ residual) / (sizes - 2) * float(np.linalg.inv(design.T @ design)[0, 0])
-    sampling = fid(real, fake, groups=groups, fake_groups=fake_groups).spread
+    if known is None:
+        known = fid(real, fake, groups=groups, fake_groups=fake_groups)
+    sampling = known.spread
     error = math.hypot(math.sqrt(variance), sampling or 0.0)
     kind = "standard error of the fit only" if sampling is None else "standard errors of fit and sampling"
     kind += f", {sizes} sizes from {smallest} to {largest} images"

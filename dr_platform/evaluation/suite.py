@@ -58,8 +58,11 @@ class Measured:
     notes: tuple[str, ...]
 
 
-def distances(space: Space, config: EvaluateConfig) -> Measured:
-    """FID, KID, relative FD, FD at infinity, MIND, precision, recall, density, coverage and AuthPct of a space."""
+def distances(space: Space, config: EvaluateConfig, members: int | None = None) -> Measured:
+    """FID, KID, relative FD, FD at infinity, MIND, precision, recall, density, coverage and AuthPct of a space.
+
+    members: how many of the real images, the first ones, were trained on, which AuthPct asks for; None: all.
+    """
     real, fake, groups, seed = space.real, space.fake, space.patients, config.seed
     found = _fid_and_kid(space, config)
     notes: list[str] = []
@@ -71,12 +74,12 @@ def distances(space: Space, config: EvaluateConfig) -> Measured:
             notes.append(f"{names} ({space.extractor.identity.name}): {error}")
 
     attempt("rfd", lambda: [frechet.relative_fid(real, fake, groups=groups, seed=seed)])
-    attempt("fid_inf", lambda: [frechet.fd_infinity(real, fake, groups=groups, seed=seed)])
+    attempt("fid_inf", lambda: [frechet.fd_infinity(real, fake, groups=groups, seed=seed, known=found["fid"])])
     attempt("mind", lambda: [kernel_distance.mind(real, fake, seed=seed, groups=groups)])
     if min(len(real), len(fake)) >= _NEIGHBOURS:
         attempt("precision, recall", lambda: neighbours.precision_recall(real, fake, seed=seed, groups=groups))
         attempt("density, coverage", lambda: neighbours.density_coverage(real, fake, seed=seed, groups=groups))
-        attempt("authpct", lambda: [neighbours.auth_pct(real, fake)])
+        attempt("authpct", lambda: [neighbours.auth_pct(space.trained_on(members).real, fake)])
     else:
         few = f"{len(real)} real and {len(fake)} generated images; at least {_NEIGHBOURS} of each are needed"
         notes.append(f"precision, recall, density, coverage, authpct: {few}")

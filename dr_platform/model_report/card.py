@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dr_platform.model_report.facts import LINEAGE, limits
+from dr_platform.model_report.facts import limits, lineage
 from dr_platform.records import EvalReport, Metric
 
 CARD_FILE = "MODEL_CARD.md"
@@ -28,8 +28,7 @@ def card(name: str, report: EvalReport, tags: Mapping[str, str]) -> str:
         "",
         "## Training data",
         "",
-        *(f"- {said}: {_line(tags[tag])}" for tag, said in LINEAGE.items() if tags.get(tag)),
-        *(f"- Data version, {tag[5:]}: {_line(value)}" for tag, value in sorted(tags.items()) if tag[:5] == "data."),
+        *(f"- {said}: {_line(value)}" for said, value in lineage(tags)),
         "",
         "## Evaluation",
         "",
@@ -43,7 +42,7 @@ def card(name: str, report: EvalReport, tags: Mapping[str, str]) -> str:
         "",
         "## Limits",
         "",
-        *(f"- {said}" for said in limits(report, dict(tags))),
+        *(f"- {said}" for said in limits(report, tags)),
         "",
     ]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dr_platform.records import Decision, EvalReport, LedgerEntry, NearestReal
@@ -78,13 +79,6 @@ class ModelFacts:
         return f"{self.model}/{self.number}"
 
     @property
-    def lineage(self) -> tuple[tuple[str, str], ...]:
-        """What is known of where it comes from: words and values."""
-        known = [(said, self.tags[tag]) for tag, said in LINEAGE.items() if self.tags.get(tag)]
-        data = [(f"Data version, {tag[5:]}", value) for tag, value in sorted(self.tags.items()) if tag[:5] == "data."]
-        return (*known, *data)
-
-    @property
     def verdict(self) -> str:
         """Where it stands, in a few words."""
         if "champion" in self.aliases:
@@ -95,7 +89,13 @@ class ModelFacts:
         return "Would be promoted" if self.decision.promote else "Would be held"
 
 
-def limits(report: EvalReport, tags: dict[str, str]) -> tuple[str, ...]:
+def lineage(tags: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """What a version's tags tell of where it comes from: words and values."""
+    known = [(said, tags[tag]) for tag, said in LINEAGE.items() if tags.get(tag)]
+    return (*known, *((f"Data version, {tag[5:]}", tags[tag]) for tag in sorted(tags) if tag.startswith("data.")))
+
+
+def limits(report: EvalReport, tags: Mapping[str, str]) -> tuple[str, ...]:
     """What the numbers cannot say, each with its reason."""
     said = []
     fid = report.metric("fid")

@@ -7,7 +7,7 @@ from html import escape
 
 from dr_platform import comparison
 from dr_platform.model_report.card import error
-from dr_platform.model_report.facts import ModelFacts, Series, Shown, limits
+from dr_platform.model_report.facts import ModelFacts, Series, Shown, limits, lineage
 from dr_platform.pages import charts
 from dr_platform.pages.markup import (
     alarm,
@@ -20,7 +20,7 @@ from dr_platform.pages.markup import (
     number,
     table,
 )
-from dr_platform.records import Curve, Distribution, Metric
+from dr_platform.records import LEADING, Curve, Distribution, Metric
 
 _FOOTER = (
     "Written by drp report. This page loads nothing and runs nothing. Its pictures were drawn by a generative model "
@@ -46,10 +46,6 @@ _HEADLINES = {
     "c2st_rim": "rims told apart, AUC; 0.5 is not at all",
     "eq_t_int_db": "EQ-T, dB",
 }
-_LEADING = (
-    "fid", "rfd", "kid", "coverage", "memorisation_alarm", "spectrum_alarm", "spectrum_db_lesions", "c2st_rim",
-    "microaneurysms_w1", "disc_upright_w1", "eq_t_int_db", "eq_t_frac_db", "eq_r_db",
-)  # fmt: skip
 _COARSE = 96  # pixels: smaller pictures are enlarged without smoothing
 
 
@@ -79,7 +75,8 @@ def render_pair(first: ModelFacts, second: ModelFacts) -> str:
         ("lineage", "Lineage", "".join(_lineage(each) for each in (first, second))),
     ]
     head = (
-        f'<header><p class="eyebrow">Model report</p><h1>{escape(first.name)} and {escape(second.name)}</h1>'
+        "".join(map(_withdrawn, (first, second)))
+        + f'<header><p class="eyebrow">Model report</p><h1>{escape(first.name)} and {escape(second.name)}</h1>'
         + definitions(
             (f"{escape(each.name)} {chip(each.report.visibility)}", escape(each.verdict)) for each in (first, second)
         )
@@ -103,14 +100,18 @@ def _header(facts: ModelFacts) -> str:
         ("Aliases", escape(", ".join(facts.aliases) or "none")),
     ]
     shown = [(said, number(metric.value)) for stem, said in _HEADLINES.items() if (metric := report.metric(stem))]
-    withdrawn = facts.tags.get("revoked_patients")
     return (
-        (alarm("A patient has withdrawn.", f"Marked in the registry: {withdrawn}") if withdrawn else "")
+        _withdrawn(facts)
         + f'<header><p class="eyebrow">Model report</p><h1>{escape(facts.name)}</h1>'
         + definitions(said)
         + definitions(shown, "figures")
         + "</header>\n"
     )
+
+
+def _withdrawn(facts: ModelFacts) -> str:
+    said = facts.tags.get("revoked_patients")
+    return alarm("A patient has withdrawn.", f"Marked in the registry for {facts.name}: {said}") if said else ""
 
 
 def _rules(facts: ModelFacts) -> str:
@@ -152,7 +153,7 @@ def _or_dash(value: int | None) -> str:
 
 def _metrics(facts: ModelFacts) -> str:
     report = facts.report
-    first = [metric for stem in _LEADING for metric in report.metrics if metric.name.partition("__")[0] == stem]
+    first = [metric for stem in LEADING for metric in report.metrics if metric.stem == stem]
     others = [metric for metric in report.metrics if metric not in first]
     notes = "".join(f'<p class="note">Not measured: {escape(note)}</p>' for note in report.notes)
     caption = f"Against {report.reference}; seed {report.seed}. ± is one standard error, a range a 95 % interval."
@@ -166,7 +167,7 @@ def _metrics(facts: ModelFacts) -> str:
 
 def _metric_table(caption: str, metrics: Sequence[Metric]) -> str:
     rows = [
-        f'<tr><th scope="row">{escape(metric.name.partition("__")[0])}</th><td class="n">{metric.value:.4g}</td>'
+        f'<tr><th scope="row">{escape(metric.stem)}</th><td class="n">{metric.value:.4g}</td>'
         f'<td class="n">{error(metric)}</td><td class="n">{metric.n_fake:,} / {_or_dash(metric.n_real)}</td>'
         f'<td class="t">{"–" if metric.extractor is None else escape(metric.extractor.name)}</td>'
         f'<td class="words">{_in_words(metric)}</td></tr>'
@@ -195,26 +196,19 @@ def _extractors(metrics: Sequence[Metric]) -> str:
 
 
 def _compared(first: ModelFacts, second: ModelFacts) -> str:
-    names = list(dict.fromkeys(metric.name for each in (first, second) for metric in each.report.metrics))
     rows = []
-    for name in names:
-        ours, theirs = (next((m for m in each.report.metrics if m.name == name), None) for each in (first, second))
-        difference, why = "–", "in one of them alone"
-        if ours is not None and theirs is not None:
-            unlike = comparison.differences(first.report, ours, second.report, theirs)
-            why = ", ".join(each.what for each in unlike)
-            if not unlike:
-                found = comparison.compare(first.report, second.report, name)
-                joint = "" if found.spread is None else f" ± {found.spread:.2g}"
-                difference = f"{found.difference:+.4g}{joint}"
+    for pair in comparison.side_by_side(first.report, second.report):
         cells = "".join(
             '<td class="n">–</td><td></td>'
             if each is None
             else f'<td class="n">{each.value:.4g}</td><td class="n">{error(each)}</td>'
-            for each in (ours, theirs)
+            for each in (pair.first, pair.second)
         )
+        joint = "" if pair.spread is None else f" ± {pair.spread:.2g}"
+        difference = "–" if pair.difference is None else f"{pair.difference:+.4g}{joint}"
+        why = ", ".join(each.what for each in pair.unlike) or pair.why_not
         rows.append(
-            f'<tr><th scope="row">{escape(name)}</th>{cells}<td class="n">{difference}</td>'
+            f'<tr><th scope="row">{escape(pair.name)}</th>{cells}<td class="n">{difference}</td>'
             f'<td class="words">{escape(why)}</td></tr>'
         )
     head = heads("Metric", f">{first.name}", ">Error", f">{second.name}", ">Error", ">Second - first", "What differs")
@@ -248,9 +242,8 @@ def _sheet(shown: Sequence[Shown], kind: str = "sheet") -> str:
 
 
 def _picture(shown: Shown) -> str:
-    picture = img(shown.jpeg, shown.width, shown.height, f"Drawn picture, {shown.caption}")
-    if shown.width <= _COARSE:
-        picture = picture.replace("<img ", '<img class="fine" ', 1)
+    kind = "fine" if shown.width <= _COARSE else ""
+    picture = img(shown.jpeg, shown.width, shown.height, f"Picture, {shown.caption}", kind)
     return f"<figure>{picture}<figcaption>{escape(shown.caption)}</figcaption></figure>"
 
 
@@ -264,7 +257,7 @@ def _neighbours(facts: ModelFacts) -> str:
         real = (
             _picture(each.real)
             if each.real is not None
-            else f'<figure><p class="soft">Image {found.real} of the reference is shown to its owner only.</p></figure>'
+            else f'<figure><p class="soft">Image {found.real} of the reference is not shown here.</p></figure>'
         )
         items.append(
             f'<li class="pair"><p><span class="similarity">{number(share)}</span> of what real images are apart</p>'
@@ -343,7 +336,7 @@ def _figure(title: str, said: str, chart: str) -> str:
 def _lineage(facts: ModelFacts) -> str:
     rows = [
         f'<tr><th scope="row">{escape(said)}</th><td class="words">{escape(value)}</td></tr>'
-        for said, value in facts.lineage
+        for said, value in lineage(facts.tags)
     ]
     return table(f"Where {facts.name} comes from.", heads("What", "Value"), rows, "lineage")
 

@@ -48,11 +48,12 @@ def definitions(pairs: Iterable[tuple[str, str]], kind: str = "facts") -> str:
     return f'<dl class="{kind}">{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in pairs)}</dl>'
 
 
-def img(content: bytes, width: int, height: int, alt: str) -> str:
-    """A JPEG or PNG within the page."""
+def img(content: bytes, width: int, height: int, alt: str, style: str = "") -> str:
+    """A JPEG or PNG within the page. style: a class of the style sheet."""
     kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
     data = base64.b64encode(content).decode()
-    return f'<img src="data:image/{kind};base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">'
+    named = f' class="{style}"' if style else ""
+    return f'<img{named} src="data:image/{kind};base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">'
 
 
 def table(caption: str, head: str, rows: Sequence[str], nothing: str = "entry") -> str:

@@ -14,8 +14,8 @@ PRIVATE = ("data", "import-reports")
 
 def pages(root: Path) -> list[Path]:
     """The pages that lie where they usually do, public and private ones."""
-    places = (root / "results", root / "results" / REPORTS, root.joinpath(*PRIVATE))
-    return [page for place in places for page in sorted(place.glob("*.html"))]
+    public = [page for place in ("results", f"results/{REPORTS}") for page in sorted((root / place).glob("*.html"))]
+    return [*public, *sorted(root.joinpath(*PRIVATE).rglob("*.html"))]
 
 
 def page_file(root: Path, out: Path | None, usual: str, *, private: bool) -> Path:

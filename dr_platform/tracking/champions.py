@@ -138,8 +138,8 @@ def audit(ledger: Ledger, tracker: Tracker, *, artifacts: bool = True) -> Audit:
                 continue
             copies, alias = _copies(tracker, model), tracker.champion(model)
             if damage:
-                end = len(entries) + 1  # of what comes after the damage nothing can be said
-                copies = {index: text for index, text in copies.items() if index < end - 1}
+                # Of what comes after the damage nothing can be said.
+                copies = {index: text for index, text in copies.items() if index < len(entries)}
                 problems.extend(_strange_copies(entries, model, copies))
                 continue
             found = list(_differences(entries, model, copies, alias))

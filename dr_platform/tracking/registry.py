@@ -110,11 +110,12 @@ class Tracker(Runs):
             version = self._version_for(model, digest)
             if version is None:
                 number = self._create_version(model, checkpoint, weights, report, tags, run_name)
+                self.renew_card(model, number, report)
             else:
                 number = version.number
                 self._restore(version, checkpoint, weights, report)
-                self._renew_report(version, report)
-            self._attach_card(model, number, report)
+                if self._renew_report(version, report):
+                    self.renew_card(model, number, report)
         return Registration(
             model=model,
             model_version=number,
@@ -123,7 +124,7 @@ class Tracker(Runs):
             parent=checkpoint.parent,
         )
 
-    def _attach_card(self, model: str, number: int, report: EvalReport) -> None:
+    def renew_card(self, model: str, number: int, report: EvalReport) -> None:
         """Put the model card beside the version's files, in place of an earlier one."""
         version = self.version(model, number)
         if version.model_id is None:
@@ -197,10 +198,11 @@ class Tracker(Runs):
             package.write_package(built, checkpoint, weights, report, version.model_id, version.run_id)
             self._client.log_model_artifacts(version.model_id, str(built))
 
-    def _renew_report(self, version: ModelVersion, report: EvalReport) -> None:
+    def _renew_report(self, version: ModelVersion, report: EvalReport) -> bool:
+        """Whether the version took this report in place of another."""
         digest = report.digest()
         if version.tags.get("report_sha256") == digest or version.model_id is None:
-            return
+            return False
         logger.info("%s/%d gets a newer evaluation report", version.model, version.number)
         with tempfile.TemporaryDirectory() as directory:
             report.write(Path(directory, f"{digest}.json"))
@@ -215,6 +217,7 @@ class Tracker(Runs):
         # report_sha256 comes last in `fresh`: until then the version still points to the older report.
         for name, value in fresh.items():
             self._client.set_model_version_tag(version.model, str(version.number), name, value)
+        return True
 
     @in_one_line
     def models(self) -> list[str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import date
 
+from dr_platform.errors import DrpError
 from dr_platform.tracking.registry import Tracker
 from dr_platform.tracking.words import in_one_line
+
+logger = logging.getLogger(__name__)
 
 REVOKED_TAG = "revoked_patients"
 
@@ -29,4 +33,8 @@ def mark_revoked(tracker: Tracker, model: str, number: int, patient: str, day: d
         client.update_model_version(model, str(number), f"{said}\n\n{line}".strip())
     entry = f"{patient} {day.isoformat()}"
     client.set_model_version_tag(model, str(number), REVOKED_TAG, f"{before}, {entry}" if before else entry)
+    try:
+        tracker.renew_card(model, number, tracker.report_of(model, number))
+    except DrpError as error:  # tag and description have said it
+        logger.warning("The model card of %s/%d does not say it: %s", model, number, error)
     return True

@@ -12,7 +12,7 @@ import torch
 
 from dr_platform.config import PhantomConfig, PrepareConfig
 from dr_platform.data import collections, manifest
-from dr_platform.data.loader import ImageSet, batch_of, join_classes, load_images
+from dr_platform.data.loader import ImageSet, batch_of, join_classes, load_images, load_rows, select_images
 from dr_platform.data.prepare import prepare
 from dr_platform.errors import DataError
 
@@ -164,3 +164,19 @@ def test_both_eyes_must_be_known_before_a_mirrored_one_is_plausible(prepared: Pa
     assert images.has_both_eyes
     left = tuple(row for row in images.rows if row.eye == "left")
     assert not ImageSet(images.images[: len(left)], left, "", "public").has_both_eyes
+
+
+def test_single_rows_are_those_of_the_whole_and_a_visibility_that_is_not_asked_for_stays_unread(
+    prepared: Path, tmp_path: Path
+) -> None:
+    whole = load_images(prepared, 1)
+    wanted = [0, 3, len(whole) - 1]
+    found = load_rows(select_images(prepared, 1), "train", wanted)
+    assert sorted(found) == wanted
+    assert all(np.array_equal(found[row], whole.images[row]) for row in wanted)
+    shutil.copytree(prepared, tmp_path / "prepared")
+    for shard in (tmp_path / "prepared/proprietary/grade-1").glob("train*.parquet"):
+        shard.unlink()
+    public = [row for row, each in enumerate(whole.rows) if each.visibility == "public"][:4]
+    again = load_rows(select_images(tmp_path / "prepared", 1), "train", public)
+    assert all(np.array_equal(again[row], whole.images[row]) for row in public)

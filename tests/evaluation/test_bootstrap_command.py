@@ -115,6 +115,8 @@ def test_the_newest_report_is_taken(project: Path) -> None:
     ("arguments", "words"),
     [
         (["--protocol", "K"], "no protocol 'K'"),
+        (["--protocol", ","], "Name one or several of ABCDEFGHIJ"),
+        (["--protocol", ""], "Name one or several of ABCDEFGHIJ"),
         (["--correct", "E"], "compares reals with reals"),
         (["--extractor", "inception"], "no FID of inception; it has: drp-small-v1"),
     ],

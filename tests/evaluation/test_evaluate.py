@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from shared_data import WEIGHTS, needs_weights
 
 from dr_platform.config import EvaluateConfig
 from dr_platform.data.phantom import phantom
 from dr_platform.errors import EvaluationError
-from dr_platform.evaluation import boundary, suite
+from dr_platform.evaluation import boundary, kept, suite
 from dr_platform.evaluation.evaluate import HeldOut, evaluate
 from dr_platform.evaluation.features import choose_extractor, extract
 from dr_platform.evaluation.passes import generated_features, image_seeds
@@ -188,6 +189,36 @@ def test_a_generator_that_knows_its_training_images_by_heart_rings() -> None:
     ratio = "memorisation_ratio__drp-small-v1"
     assert copies[ratio].value < honest[ratio].value
     assert honest[ratio].n_real == 60
+
+
+def test_only_images_trained_on_count_for_whether_what_is_drawn_is_authentic(config: EvaluateConfig) -> None:
+    """A generator that knows by heart what it was not trained on copies nothing of its training images."""
+    real, small = phantoms(50, 90), choose_extractor("small")
+    drawn = sample_images(Replay(real[60:]), range(100))
+    space = suite.Space(small, *(extract(part, small) for part in (real, drawn)))
+    found = [
+        {metric.name: metric.value for metric in suite.distances(space, config, members).metrics}
+        for members in (None, 60)
+    ]
+    whole, trained = (each["authpct__drp-small-v1"] for each in found)
+    assert whole < 5
+    assert trained > 50
+    assert {**found[0], "authpct__drp-small-v1": 0} == {**found[1], "authpct__drp-small-v1": 0}
+
+
+def test_kept_features_carry_the_labels_of_their_own_images(
+    waves: torch.nn.Module, blobs: np.ndarray, config: EvaluateConfig, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    apart = HeldOut(blobs[:30], "f" * 64, np.arange(30), {"visibility": "proprietary"})
+    evaluate(
+        waves, blobs, DATA, config, checkpoint=checkpoint, checkpoint_sha256=STATE, cache_dir=tmp_path,
+        real_labels={"visibility": "public"}, held_out=apart,
+    )  # fmt: skip
+    said = {}
+    for path in tmp_path.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as stored:
+            said[kept.images_of(kept.made_of(path) or {})] = stored.metadata()["visibility"]
+    assert said == {DATA: "public", "f" * 64: "proprietary"}
 
 
 @needs_weights

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from functools import lru_cache
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy import ndimage
 
 from dr_platform.data.phantom import phantom
 from dr_platform.errors import EvaluationError
-from dr_platform.evaluation import plots, spectra
+from dr_platform.evaluation import spectra
 
 SIZE, COUNT = 64, 40
 
@@ -167,21 +165,6 @@ def test_profiles_of_other_phantoms_lie_within_chance() -> None:
         outside.append(((moved < low) | (moved > high)).mean())
     # 12 curves of 36 directions, of which perhaps 10 are independent: 5 % is found within 2 %.
     assert np.mean(outside) < 0.05 + 3 * 0.02
-
-
-def test_plots_are_pictures() -> None:
-    real = reals()
-    fake = spectra.spectra(phantoms(1)[0], mean=real.mean, std=real.std)
-    for draw in (plots.spectrum_image, plots.radial_profile, plots.angular_profile):
-        png = draw(real, fake)
-        assert Image.open(io.BytesIO(png)).format == "PNG"
-        assert png == draw(real, fake)
-
-
-def test_the_whole_plane_is_the_full_fourier_transform() -> None:
-    picture = np.random.default_rng(0).normal(size=(8, 8))
-    half, full = (np.abs(transform(picture)) ** 2 for transform in (np.fft.rfft2, np.fft.fft2))
-    np.testing.assert_allclose(plots._whole(half), np.fft.fftshift(full), rtol=1e-10)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
