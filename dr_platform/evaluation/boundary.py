@@ -18,7 +18,8 @@ from scipy import ndimage
 
 from dr_platform.data.fundus import FieldOfView, brightest, find_field_of_view
 from dr_platform.errors import DataError, EvaluationError
-from dr_platform.evaluation.two_sample import Distance, distance, patients_of
+from dr_platform.evaluation import intervals
+from dr_platform.evaluation.two_sample import Distance, distance
 
 Floats = NDArray[np.floating]
 Pixels = NDArray[np.uint8]
@@ -106,7 +107,7 @@ def compare(
 
     Raises EvaluationError where fewer than 4 patients on either side show a field.
     """
-    owners = patients_of(groups_real, len(real.fields)), patients_of(groups_fake, len(fake.fields))
+    owners = intervals.patients(groups_real, len(real.fields)), intervals.patients(groups_fake, len(fake.fields))
     measures = {
         name: distance(getattr(real, name), getattr(fake, name), *owners, repeats=repeats, seed=seed)
         for name in MEASURES

@@ -27,6 +27,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from dr_platform.errors import EvaluationError
+from dr_platform.evaluation import intervals
 from dr_platform.evaluation.estimate import Estimate
 
 Array = NDArray[np.float64]
@@ -270,14 +271,12 @@ def _whitened(known: Reference) -> Array:
 
 def _standard_error(effects: Array, groups: Rows | None) -> float:
     """Of the mean effect, from sums within groups: what a patient's images share does not average out."""
-    effects = effects - effects.mean()
-    sums: Array = effects
     if groups is not None:
         _check_groups(groups, len(effects))
-        sums = np.bincount(np.unique(groups, return_inverse=True)[1], weights=effects).astype(np.float64)
-    if len(sums) < 2:
+    codes = intervals.patients(groups, len(effects))
+    if not codes.max(initial=0):
         raise EvaluationError("all images are of one patient; a standard error needs at least 2. Evaluate more.")
-    return math.sqrt(len(sums) / (len(sums) - 1) * float(sums @ sums)) / len(effects)
+    return math.sqrt(intervals.cluster_variance(effects, codes))
 
 
 def _check_groups(groups: Rows, count: int) -> None:

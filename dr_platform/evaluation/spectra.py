@@ -23,8 +23,9 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from dr_platform.errors import EvaluationError
+from dr_platform.evaluation import intervals
 from dr_platform.evaluation.estimate import Estimate
-from dr_platform.evaluation.two_sample import halves, patients_of
+from dr_platform.evaluation.two_sample import halves
 
 Floats = NDArray[np.float64]
 
@@ -156,7 +157,7 @@ def spectra(
     Raises EvaluationError for other shapes.
     """
     _check(images)
-    owners = patients_of(groups, len(images))
+    owners = intervals.patients(groups, len(images))
     size = images.shape[1]
     plane = _plane(size)
     split = halves(owners, halvings, seed) if halvings else np.zeros((0, len(images)), dtype=np.bool_)
@@ -250,8 +251,8 @@ def _band(real: Spectra, fake: Spectra, band: tuple[float, float], alpha: float,
     value = float(rms(found))
     threshold = float(np.quantile(null, 1 - alpha, method="higher"))
     return BandDifference(
-        _interval(value, rms(boot), least=0.0),
-        _interval(float(found.mean()), boot.mean(axis=1)),
+        intervals.basic(value, rms(boot), "bootstrap of patients", least=0.0),
+        intervals.basic(float(found.mean()), boot.mean(axis=1), "bootstrap of patients"),
         value * threshold / max(score, _TINY),
         _p(score, null),
         score > threshold,
@@ -355,12 +356,6 @@ def _resampled(sample: Spectra, rings: NDArray[np.bool_], rng: np.random.Generat
     count = sample.patients
     drawn = rng.multinomial(count, np.full(count, 1 / count), _BOOTSTRAPS)[:, sample.groups].astype(np.float64)
     return drawn @ sample.profiles[:, rings] / drawn.sum(axis=1)[:, None]
-
-
-def _interval(value: float, boot: Floats, least: float = -math.inf) -> Estimate:
-    low, high = 2 * value - np.quantile(boot, (0.975, 0.025))  # the basic interval, which turns the bias around
-    kind = "bootstrap of patients"
-    return Estimate(value, float(boot.std(ddof=1)), kind, max(least, float(low)), max(least, float(high)))
 
 
 def _p(value: float, null: Floats) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dr_platform.errors import EvaluationError
+from dr_platform.evaluation import intervals
 from dr_platform.evaluation.estimate import Estimate
 
 Floats = NDArray[np.float64]
@@ -53,18 +54,6 @@ class Separability:
     p: float
     n_real: int
     n_fake: int
-
-
-def patients_of(groups: NDArray | None, count: int) -> Ints:
-    """Patients numbered 0, 1, ... for `count` images; every image its own where `groups` is None.
-
-    Raises EvaluationError if `groups` is not [count].
-    """
-    if groups is None:
-        return np.arange(count)
-    if np.shape(groups) != (count,):
-        raise EvaluationError(f"groups is {list(np.shape(groups))} for {count} images; give one patient per image.")
-    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def halves(groups: Ints, count: int, seed: int) -> NDArray[np.bool_]:
@@ -115,8 +104,8 @@ def distance(
     level_r, level_f = real.mean(axis=1), fake.mean(axis=1)
     moves = drawn_f @ level_f / drawn_f.sum(axis=1) - drawn_r @ level_r / drawn_r.sum(axis=1)
     return Distance(
-        _basic(value, boot, "bootstrap of patients", least=0.0),
-        _basic(float(level_f.mean() - level_r.mean()), moves, "bootstrap of patients"),
+        intervals.basic(value, boot, "bootstrap of patients", least=0.0),
+        intervals.basic(float(level_f.mean() - level_r.mean()), moves, "bootstrap of patients"),
         # Rounding may put a relabelling that changes nothing an ulp below.
         float((1 + (null >= value * (1 - 1e-9)).sum()) / (1 + repeats)),
         n,
@@ -151,7 +140,7 @@ def separability(
         )
     if not (np.isfinite(x_r).all() and np.isfinite(x_f).all()):
         raise EvaluationError("some features are not finite. Check the images and the extractor's weights.")
-    owners_r, owners_f = patients_of(groups_real, len(x_r)), patients_of(groups_fake, len(x_f))
+    owners_r, owners_f = intervals.patients(groups_real, len(x_r)), intervals.patients(groups_fake, len(x_f))
     patients_r, patients_f = _patients("separability", owners_r, owners_f, least=2 * folds)
     rng = np.random.default_rng(seed)
     fold_of = np.concatenate([rng.permutation(np.arange(count) % folds) for count in (patients_r, patients_f)])
@@ -218,19 +207,13 @@ def _auc(score: Floats, fake: NDArray[np.bool_], fold: Ints) -> tuple[float, Flo
     influence, pairs, value = np.zeros(len(score)), 0, 0.0
     for k in np.unique(fold):
         f, r = np.flatnonzero((fold == k) & fake), np.flatnonzero((fold == k) & ~fake)
-        above_f, above_r = _share_below(score[r], score[f]), 1 - _share_below(score[f], score[r])
+        above_f, above_r = intervals.placements(score[f], score[r]), 1 - intervals.placements(score[r], score[f])
         auc, weight = above_f.mean(), len(f) * len(r)
         value += weight * auc
         pairs += weight
         influence[f] = weight * (above_f - auc) / len(f)
         influence[r] = weight * (above_r - auc) / len(r)
     return value / pairs, influence / pairs
-
-
-def _share_below(others: Floats, values: Floats) -> Floats:
-    """Share of `others` below each value, ties by half."""
-    ranked = np.sort(others)
-    return (np.searchsorted(ranked, values, "left") + np.searchsorted(ranked, values, "right")) / (2 * len(others))
 
 
 def _cluster_error(influence: Floats, owners: Ints) -> float:
@@ -264,8 +247,8 @@ def _present(values: NDArray, groups: NDArray | None) -> tuple[Floats, Ints]:
     if array.ndim not in (1, 2):
         raise EvaluationError(f"values are {list(array.shape)}; one number or one profile per image is needed.")
     array = array.reshape(len(array), -1)
-    owners, there = patients_of(groups, len(array)), np.isfinite(array).all(axis=1)
-    return array[there], patients_of(owners[there], int(there.sum()))
+    owners, there = intervals.patients(groups, len(array)), np.isfinite(array).all(axis=1)
+    return array[there], intervals.patients(owners[there], int(there.sum()))
 
 
 def _patients(what: str, owners_r: Ints, owners_f: Ints, least: int = _LEAST_PATIENTS) -> tuple[int, int]:
@@ -275,9 +258,3 @@ def _patients(what: str, owners_r: Ints, owners_f: Ints, least: int = _LEAST_PAT
             f"{what} needs {least} patients on either side; there are {counts[0]} real and {counts[1]} generated ones."
         )
     return counts[0], counts[1]
-
-
-def _basic(value: float, boot: Floats, kind: str, least: float = -math.inf) -> Estimate:
-    # The basic interval turns the bootstrap's bias around instead of doubling it: a distance is biased upwards.
-    low, high = 2 * value - np.quantile(boot, (0.975, 0.025))
-    return Estimate(value, float(boot.std(ddof=1)), kind, max(least, float(low)), max(least, float(high)))

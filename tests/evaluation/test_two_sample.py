@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from dr_platform.errors import EvaluationError
-from dr_platform.evaluation import two_sample
+from dr_platform.evaluation import intervals, two_sample
 
 
 def gaussian(seed: int, n: int = 60, d: int = 6, shift: float = 0.0) -> np.ndarray:
@@ -53,7 +53,7 @@ def test_copies_of_a_patient_do_not_count_as_evidence() -> None:
 
 
 def test_halves_share_no_patient_and_are_equal_in_patients() -> None:
-    groups = two_sample.patients_of(np.array(["a", "b", "a", "c", "d", "b", "c", "c"]), 8)
+    groups = intervals.patients(np.array(["a", "b", "a", "c", "d", "b", "c", "c"]), 8)
     for half in two_sample.halves(groups, 20, seed=1):
         assert not set(groups[half]) & set(groups[~half])
         assert len(set(groups[half])) == 2
